@@ -1,0 +1,177 @@
+"""Capture: from a module to one functional graph of core ops, batch size left free.
+
+Sources: `torch.export` (non-strict), `run_decompositions({})`, which makes in-place ops functional and keeps
+`linear`, `layer_norm`, `softmax` and `scaled_dot_product_attention` as single nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.utils import _pytree as pytree
+
+from lvtp_fx.errors import Code, LvtpError
+
+# A prime that no real size equals or divides: the symbolic batch size is written so in labels and costs.
+BATCH_STAND_IN = 1_000_003
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The captured graph.
+
+    Attributes:
+        module: parameters are those of the user's model, shared.
+        batch: what stands for the batch size in sizes (`BATCH_STAND_IN`, or the batch where it had to stay fixed).
+        args, kwargs: the example inputs, at the batch size that was captured.
+        note: what had to be given up, or "".
+    """
+
+    module: fx.GraphModule
+    batch: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    note: str = ""
+
+
+def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """Capture `model` in eval mode. The model itself is not touched: a twin that shares its parameters is traced.
+
+    Raises:
+        LvtpError: LVTP101 where torch.export cannot capture, LVTP104 for parameters on several devices.
+    """
+    if isinstance(model, ExportedProgram):
+        return _finish(model, args, kwargs, "")
+    _check_devices(model)
+    args, kwargs = _at_least_two(args, kwargs)
+    twin = _twin(model)
+    with _plain_modes(args, kwargs):
+        try:
+            return _finish(_export(twin, args, kwargs, dynamic=True), args, kwargs, "")
+        except Exception as dynamic_error:
+            try:
+                program = _export(twin, args, kwargs, dynamic=False)
+            except Exception as error:
+                raise _cannot_capture(model, error) from error
+            reason = str(dynamic_error).strip().splitlines()[0]
+            return _finish(program, args, kwargs, f"the batch size is fixed, the model does not allow another: {reason}")
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
+    shapes = None
+    if dynamic:
+        batch, collection = batch_size(args, kwargs), ShapesCollection()
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == batch:
+                collection[leaf] = {0: Dim.AUTO}
+        shapes = collection.dynamic_shapes(model, args, kwargs)
+    return export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
+
+
+def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], note: str) -> Capture:
+    module = program.run_decompositions({}).module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    sizes = [n.meta["val"].shape[0] for n in placeholders
+             if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim]
+    symbolic = any(isinstance(s, torch.SymInt) for s in sizes)
+    fixed = next((s for s in sizes if isinstance(s, int)), 1)
+    if not symbolic and not note:
+        note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
+    return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note)
+
+
+def _clean(module: fx.GraphModule) -> fx.GraphModule:
+    """Drop checks of metadata and the modules that export adds; they would keep dead values alive."""
+    graph = copy.deepcopy(module.graph)
+    for node in reversed(graph.nodes):
+        name = str(node.target)
+        if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    # A fresh module leaves export's hooks behind; parameters stay the same objects.
+    return fx.GraphModule(module, graph)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A structural copy in eval mode that shares every parameter and buffer: tracing may set attributes on it."""
+    shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, dict(shared)).eval()
+
+
+@contextmanager
+def _plain_modes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Trace without autocast and without the fused encoder ops of nn.MultiheadAttention, which hide the attention."""
+    devices = {t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(next(iter(devices), "cpu"), enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The batch size of example inputs: axis 0 of the first floating tensor with the most axes.
+
+    Raises:
+        LvtpError: LVTP105 where there is none, or it is 0.
+    """
+    found = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
+    found.sort(key=lambda t: (not t.is_floating_point(), -t.ndim))
+    if not found or found[0].shape[0] == 0:
+        raise LvtpError(
+            Code.BAD_EXAMPLE, where="example_inputs", expected="a tensor with a batch of at least one",
+            got="no tensor" if not found else f"shape {tuple(found[0].shape)}",
+            why="the batch axis is found from the example", hint="lvtp_fx.transform(model, (torch.rand(1, 3, 224, 224),))",
+        )
+    return int(found[0].shape[0])
+
+
+def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """export specialises a batch of 1, so an example with one image is repeated."""
+    batch = batch_size(args, kwargs)
+    if batch > 1:
+        return args, kwargs
+
+    def twice(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == batch:
+            return torch.cat([leaf, leaf])
+        return leaf
+
+    args, kwargs = pytree.tree_map(twice, (args, kwargs))
+    return args, kwargs
+
+
+def _check_devices(model: nn.Module) -> None:
+    places: dict[str, str] = {}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        places.setdefault(str(tensor.device), name)
+    if len(places) > 1:
+        raise LvtpError(
+            Code.MIXED_DEVICES, where=", ".join(places.values()), expected="all parameters and buffers on one device",
+            got=", ".join(f"{name} on {device}" for device, name in places.items()),
+            why="one graph runs on one device", hint="model.to(device) before lvtp_fx.transform",
+        )
+
+
+def _cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    frames = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    return LvtpError(
+        Code.CAPTURE_FAILED, where=f"{type(model).__name__}" + (f", {frames[-1]}" if frames else ""),
+        expected="a model that torch.export.export(model, example, strict=False) captures",
+        got=f"{type(error).__name__}: {lines[0] if lines else 'no message'}",
+        why="the pass rewrites a graph of the whole model; code that depends on tensor values has none",
+        hint="check that model(*example_inputs) runs; move the Python branch on tensor values out of forward, or pass "
+        "the encoder alone",
+    )

@@ -1,0 +1,133 @@
+"""Options of the pass, validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any, Literal, get_args
+
+from lvtp_fx.errors import Code, LvtpError
+
+Reduce = Literal["merge", "select"]
+Restore = Literal["delta", "copy", "frozen"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How tokens are reduced. Defaults are the best measured (`bench/`), not the simplest.
+
+    Attributes:
+        flops_cut: wanted share of the whole model's FLOPs to save, in [0, 1), as torch's FlopCounterMode counts
+            them, inserted nodes included; the keep ratio is solved from it. Not used where `keep_ratio` is given.
+        keep_ratio: share in (0, 1] of the living tokens that each site keeps; one number, or one a site.
+        sites: "auto", or indices of the blocks after whose attention tokens are reduced (negative ones count
+            from the end).
+        strategy: name of the reduction strategy that ranks the tokens (`lvtp_fx.strategies`).
+        reduce: "merge": a kept token becomes the size-weighted mean of the tokens it owns; "select": it stays.
+        proportional_attention: a token that owns s tokens is attended to with log s added to its score.
+        restore: "delta", "copy" or "frozen" (DESIGN section 5).
+        qs: the Tsallis orders of the attention entropy; 1 means Shannon.
+        entropy_direction: which tokens represent their cluster: "low" entropy (focused) or "high".
+        entropy_keys: every how many keys the entropy's row sums take one, >= 1.
+        entropy_weight: weight of the entropy in the choice of representatives and in the ranking, >= 0.
+        edge_weight: weight of the Sobel edges in both, >= 0.
+        cell: (rows, columns) of the grid cells of the first clustering, each of which keeps a representative.
+        edge_share: share in [0, 1] of a cluster's tokens that the second clustering calls edge tokens at most.
+        neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0.
+        align: kept counts, prefix and suffix tokens included, are rounded to a multiple of it, >= 1.
+    """
+
+    flops_cut: float = 0.35
+    keep_ratio: float | tuple[float, ...] | None = None
+    sites: Literal["auto"] | tuple[int, ...] = "auto"
+    strategy: str = "lvtp"
+    reduce: Reduce = "merge"
+    proportional_attention: bool = True
+    restore: Restore = "delta"
+    qs: tuple[float, ...] = (0.5, 1.0, 2.0)
+    entropy_direction: Literal["low", "high"] = "low"
+    entropy_keys: int = 4
+    entropy_weight: float = 1.0
+    edge_weight: float = 0.5
+    cell: tuple[int, int] = (2, 2)
+    edge_share: float = 0.5
+    neighbour_weight: float = 0.1
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("keep_ratio", "sites", "qs", "cell"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))  # lists are welcome, hashing needs tuples
+        self._check_shares()
+        self._check_choices()
+        self._check_numbers()
+
+    def _check_shares(self) -> None:
+        if not _number(self.flops_cut) or not 0 <= self.flops_cut < 1:
+            _refuse("flops_cut", "a share in [0, 1)", self.flops_cut, "0.35 saves 35 % of the FLOPs")
+        ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
+        if self.keep_ratio is not None and (not ratios or not all(_number(r) and 0 < r <= 1 for r in ratios)):
+            _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
+        if not _number(self.edge_share) or not 0 <= self.edge_share <= 1:
+            _refuse("edge_share", "a share in [0, 1]", self.edge_share, "edge_share=0.5")
+
+    def _check_choices(self) -> None:
+        if self.sites != "auto" and not (
+            isinstance(self.sites, tuple) and self.sites and all(_integer(s) for s in self.sites)
+        ):
+            _refuse("sites", '"auto" or block indices', self.sites, "sites=(2, 5, 8)")
+        for name, choices in (("reduce", get_args(Reduce)), ("restore", get_args(Restore)),
+                              ("entropy_direction", ("low", "high"))):
+            if getattr(self, name) not in choices:
+                _refuse(name, f"one of {', '.join(choices)}", getattr(self, name), f"{name}={choices[0]!r}")
+        from lvtp_fx.strategies import NAMES
+
+        if self.strategy not in NAMES:
+            _refuse("strategy", f"one of {', '.join(NAMES)}", self.strategy, 'strategy="lvtp"')
+        if not isinstance(self.proportional_attention, bool):
+            _refuse("proportional_attention", "True or False", self.proportional_attention, "leave it out")
+
+    def _check_numbers(self) -> None:
+        if not self.qs or not all(_number(q) and q > 0 for q in self.qs):
+            _refuse("qs", "one or more Tsallis orders > 0", self.qs, "qs=(0.5, 1.0, 2.0)")
+        for name in ("entropy_weight", "edge_weight", "neighbour_weight"):
+            value = getattr(self, name)
+            if not _number(value) or value < 0:
+                _refuse(name, "a number >= 0", value, f"{name}=0 switches it off")
+        if len(self.cell) != 2 or not all(_integer(c) and c >= 1 for c in self.cell):
+            _refuse("cell", "(rows, columns), each >= 1", self.cell, "cell=(2, 2)")
+        for name in ("align", "entropy_keys"):
+            value = getattr(self, name)
+            if not _integer(value) or value < 1:
+                _refuse(name, "an integer >= 1", value, f"{name}=1")
+
+
+def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:
+    """`config`, or the defaults, with `overrides` on top.
+
+    Raises:
+        LvtpError: LVTP201 for an unknown field or a value out of range.
+    """
+    known = {f.name for f in fields(Config)}
+    for name in overrides:
+        if name not in known:
+            _refuse(name, f"a field of Config: {', '.join(sorted(known))}", overrides[name], "check the spelling")
+    base = {f.name: getattr(config, f.name) for f in fields(Config)} if config is not None else {}
+    return Config(**{**base, **overrides})
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refuse(name: str, expected: str, got: object, hint: str) -> None:
+    raise LvtpError(
+        Code.CONFIG_OUT_OF_RANGE, where=f"Config.{name}", expected=expected, got=repr(got),
+        why="a graph built from it would not be what was asked for", hint=hint,
+    )

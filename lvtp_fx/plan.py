@@ -1,0 +1,104 @@
+"""What the passes know: one frozen record, filled in pass by pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from lvtp_fx.config import Config
+from lvtp_fx.passes.axes.flow import Flow
+from lvtp_fx.passes.axes.label import Label
+
+
+@dataclass(frozen=True)
+class AttentionMatch:
+    """One attention, as a single `scaled_dot_product_attention` node.
+
+    Attributes:
+        node: that node; q, k, v [..., N, D] and the mask are its arguments.
+        hook: name in the captured graph of the node where a key bias would go (softmax, or the fused attention).
+        path, source: module path and source line.
+    """
+
+    node: fx.Node
+    hook: str
+    path: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Something that looks like attention but is not used, and why; `near` orders misses, the nearest first."""
+
+    path: str
+    where: str
+    reason: str
+    near: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """An attention of the trunk and the states of the residual stream that follow it.
+
+    Attributes:
+        attention: the match.
+        state: the first cut point of the stream after the attention (after its residual add, before the MLP,
+            where the block has such a point), [B, N, C].
+    """
+
+    attention: AttentionMatch
+    state: fx.Node
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The encoder: attention blocks that share one residual stream over the patch grid.
+
+    Attributes:
+        root: the node where the token axis is born.
+        image: the placeholder that enters the patch embedding, [B, channels, height, width].
+        grid: (rows, columns) of the token grid.
+        blocks: in order.
+        states: the states of the residual stream, in order; the last one is the encoder's output.
+        members: all nodes between the root and the last state.
+    """
+
+    root: fx.Node
+    image: fx.Node | None
+    grid: tuple[int, int]
+    blocks: tuple[Block, ...]
+    states: tuple[fx.Node, ...]
+    members: frozenset[fx.Node]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where tokens are reduced: after `block`, from `parent` to `kept` grid tokens."""
+
+    block: int
+    parent: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything between capture and the rewritten graph.
+
+    Attributes:
+        graph_module: the captured graph, attention normalised.
+        captured: the captured graph as it was, which the dense oracle interprets.
+        config: the options.
+        batch: the integer that stands for the symbolic batch size in labels.
+    """
+
+    graph_module: fx.GraphModule
+    captured: fx.GraphModule
+    config: Config
+    batch: int
+    attentions: tuple[AttentionMatch, ...] = ()
+    misses: tuple[Miss, ...] = ()
+    labels: dict[fx.Node, Label] = field(default_factory=dict)
+    flows: dict[fx.Node, Flow] = field(default_factory=dict)
+    trunk: Trunk | None = None
+    sites: tuple[Site, ...] = ()

@@ -1,0 +1,103 @@
+"""Rules for contractions: matrix products, einsum, attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, read_as, tensors
+from lvtp_fx.passes.axes.label import Axis, Label, plain, token_axes, unify
+
+aten = torch.ops.aten
+
+
+def matmul(node: fx.Node, reader: Reader) -> Flow:
+    """[..., M, K] @ [..., K, N]: the contracted axis must not be the tokens."""
+    a, b = node.args[-2:] if node.target in (aten.baddbmm.default, aten.addmm.default) else node.args[:2]
+    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    la, lb = reader.label(a), reader.label(b)
+    fresh = reader.unknown(node.meta["val"])
+    if len(la) < 2 or len(lb) < 2 or token_axes((la[-1],)) or token_axes((lb[-2],)):
+        return Flow(fresh, {}, "a matrix product contracts over the tokens")
+    rank = max(len(la), len(lb)) - 2
+    columns = align([la[:-2], lb[:-2]], rank)
+    if any(c is None for c in columns):
+        return Flow(fresh, {}, "the factors of a matrix product line different axes up with the tokens")
+    out: Label = (*(c for c in columns if c is not None), la[-2], lb[-1])
+    uses = {a: (*read_as(la[:-2], columns), *la[-2:])}
+    uses[b] = (*read_as(lb[:-2], columns), *lb[-2:])
+    if a is b and uses[a] != la:
+        return Flow(fresh, {}, "a matrix is multiplied with itself over the tokens")
+    if node.target in (aten.baddbmm.default, aten.addmm.default):
+        bias = node.args[0]
+        assert isinstance(bias, fx.Node)
+        both = align([out, reader.label(bias)], len(out))
+        if any(c is None for c in both):
+            return Flow(fresh, {}, "an added matrix lines different axes up with the tokens")
+        uses[bias] = read_as(reader.label(bias), both)
+    return Flow(out, uses)
+
+
+def einsum(node: fx.Node, reader: Reader) -> Flow:
+    """Letters are axes: a letter that is summed away must not be the tokens."""
+    equation, operands = argument(node, 0, "equation"), list(argument(node, 1, "tensors"))
+    fresh = reader.unknown(node.meta["val"])
+    if "->" not in equation or "." in equation:
+        return Flow(fresh, {}, "an einsum without explicit letters")
+    left, right = equation.replace(" ", "").split("->")
+    axes: dict[str, list[Axis]] = {}
+    for letters, operand in zip(left.split(","), operands, strict=True):
+        for letter, axis in zip(letters, reader.label(operand), strict=True):
+            axes.setdefault(letter, []).append(axis)
+    one: dict[str, Axis] = {}
+    for letter, found in axes.items():
+        axis = unify(found)
+        if axis is None or (letter not in right and token_axes((axis,))):
+            return Flow(fresh, {}, "an einsum contracts over the tokens")
+        one[letter] = axis
+    uses = {
+        operand: tuple(axis if axis == plain(1) else one[letter]
+                       for letter, axis in zip(letters, reader.label(operand), strict=True))
+        for letters, operand in zip(left.split(","), operands, strict=True)
+    }
+    return Flow(tuple(one[letter] for letter in right), uses)
+
+
+def attention(node: fx.Node, reader: Reader) -> Flow:
+    """q rows keep their label; the columns of k and v are one axis, in whatever space; a mask has both."""
+    q, k, v = (n for n in node.args[:3] if isinstance(n, fx.Node))
+    lq, lk, lv = reader.label(q), reader.label(k), reader.label(v)
+    mask = argument(node, 3, "attn_mask")
+    fresh = reader.unknown(node.meta["val"])
+    columns = unify([lk[-2], lv[-2]])
+    batch = align([lq[:-2], lk[:-2], lv[:-2]], len(lq) - 2)
+    if columns is None or any(c is None for c in batch):
+        return Flow(fresh, {}, "keys and values run over different axes")
+    if argument(node, 5, "is_causal", False):
+        return Flow(fresh, {}, "causal attention depends on the position of a token in the sequence")
+    if token_axes((lq[-1], lk[-1], lv[-1])):
+        return Flow(fresh, {}, "attention runs over channels")
+    uses = {n: (*read_as(la[:-2], batch), *tail) for n, la, tail in (
+        (q, lq, lq[-2:]), (k, lk, (columns, lk[-1])), (v, lv, (columns, lv[-1])))}
+    if isinstance(mask, fx.Node):
+        scores = [*batch, lq[-2], columns]
+        both = align([tuple(a for a in scores if a is not None), reader.label(mask)], len(scores))
+        if any(c is None for c in both):
+            return Flow(fresh, {}, "the mask lines different axes up with the tokens")
+        uses[mask] = read_as(reader.label(mask), both)
+    return Flow((*(c for c in batch if c is not None), lq[-2], lv[-1]), uses)
+
+
+RULES: dict[object, Rule] = {
+    **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.mm.default,
+                     aten.addmm.default, aten.baddbmm.default), matmul),
+    aten.einsum.default: einsum,
+    aten.scaled_dot_product_attention.default: attention,
+}
+
+
+def image_op(node: fx.Node, reader: Reader) -> Flow:
+    """Anything on a picture (convolution, pooling, resize): its output is a picture again."""
+    x = tensors(node)[0] if tensors(node) else None
+    out = reader.unknown(node.meta["val"])
+    return Flow(out, {}, f"{node.target} has no rule for tokens" if x is not None else "")

@@ -1,0 +1,117 @@
+"""Rules for ops that treat every token alike: pointwise ops, linear layers, norms, reductions over other axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, argument, broadcast, tensors
+from lvtp_fx.passes.axes.label import Label, plain, token_axes
+
+aten = torch.ops.aten
+
+
+def pointwise(node: fx.Node, reader: Reader) -> Flow:
+    """`add mul gelu where ...`: axes are lined up from the right."""
+    return broadcast(node, reader, tensors(node), len(reader.out_sizes(node)))
+
+
+def like_first(node: fx.Node, reader: Reader) -> Flow:
+    """Casts, copies and dropout: the label of the first operand; the others give a type or a layout."""
+    first = tensors(node)[0]
+    return Flow(reader.label(first), {first: reader.label(first)})
+
+
+def linear(node: fx.Node, reader: Reader) -> Flow:
+    x = tensors(node)[0]
+    label = reader.label(x)
+    out = (*label[:-1], plain(reader.out_sizes(node)[-1]))
+    return Flow(out, {x: label}, "a linear layer mixes the tokens" if token_axes(label[-1:]) else "")
+
+
+def normalise_last(node: fx.Node, reader: Reader) -> Flow:
+    """`layer_norm`, `rms_norm`: over the last axes, as many as `normalized_shape` names."""
+    x = tensors(node)[0]
+    label = reader.label(x)
+    count = len(argument(node, 1, "normalized_shape"))
+    full = "a norm runs over the token axis" if token_axes(label[len(label) - count :]) else ""
+    out: Any = label
+    if isinstance(node.meta["val"], (tuple, list)):
+        out = (label, *(reader.unknown(v) for v in node.meta["val"][1:]))
+    return Flow(out, {x: label}, full)
+
+
+def along(node: fx.Node, reader: Reader) -> Flow:
+    """Softmax and the like over one axis, which keeps its length."""
+    x = tensors(node)[0]
+    label = reader.label(x)
+    dim = argument(node, 1, "dim")
+    full = f"{node.target} runs over the token axis" if dim is None or token_axes((label[dim],)) else ""
+    return Flow(label, {x: label}, full)
+
+
+def reduction(node: fx.Node, reader: Reader) -> Flow:
+    """`sum mean amax ...` over some axes."""
+    x = tensors(node)[0]
+    label = reader.label(x)
+    dims = argument(node, 1, "dim")
+    dims = list(range(len(label))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    gone = {d % len(label) for d in dims}
+    keepdim = bool(argument(node, 2, "keepdim", False))
+    out: Label = tuple(
+        plain(1) if i in gone else axis for i, axis in enumerate(label) if keepdim or i not in gone
+    )
+    if any(token_axes((label[i],)) for i in gone):
+        return Flow(reader.unknown(node.meta["val"]), {}, f"{node.target} reduces over the tokens")
+    values = node.meta["val"]
+    return Flow((out,) * len(values) if isinstance(values, (tuple, list)) else out, {x: label})
+
+
+def is_pointwise(target: object) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+
+
+RULES: dict[object, Rule] = {
+    aten.linear.default: linear,
+    aten.layer_norm.default: normalise_last,
+    aten.native_layer_norm.default: normalise_last,
+    aten.rms_norm.default: normalise_last,
+    aten.softmax.int: along,
+    aten._softmax.default: along,
+    aten.log_softmax.int: along,
+    aten._log_softmax.default: along,
+    aten.sum.dim_IntList: reduction,
+    aten.mean.dim: reduction,
+    aten.amax.default: reduction,
+    aten.amin.default: reduction,
+    aten.var.correction: reduction,
+    aten.std.correction: reduction,
+    aten.linalg_vector_norm.default: lambda node, reader: _vector_norm(node, reader),
+    aten.max.dim: reduction,
+    aten.min.dim: reduction,
+    aten.to.dtype: like_first,
+    aten.to.dtype_layout: like_first,
+    aten.to.device: like_first,
+    aten._to_copy.default: like_first,
+    aten.type_as.default: like_first,
+    aten.dropout.default: like_first,
+    aten.contiguous.default: like_first,
+    aten.detach.default: like_first,
+    aten.alias.default: like_first,
+    aten.lift_fresh_copy.default: like_first,
+}
+
+
+def _vector_norm(node: fx.Node, reader: Reader) -> Flow:
+    # The order of the norm stands where other reductions have their axes.
+    x = tensors(node)[0]
+    label = reader.label(x)
+    dims = argument(node, 2, "dim")
+    keepdim = bool(argument(node, 3, "keepdim", False))
+    gone = set(range(len(label))) if dims is None else {d % len(label) for d in dims}
+    if any(token_axes((label[i],)) for i in gone):
+        return Flow(reader.unknown(node.meta["val"]), {}, "a norm reduces over the tokens")
+    kept = (plain(1) if i in gone else a for i, a in enumerate(label) if keepdim or i not in gone)
+    return Flow(tuple(kept), {x: label})

@@ -1,0 +1,102 @@
+"""Type inference of axes: where the batch, the image grid and the token axis go in every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from lvtp_fx.passes.axes import contract, pointwise, shape
+from lvtp_fx.passes.axes.flow import Flow, Reader, tensors
+from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind
+from lvtp_fx.plan import Plan
+
+aten = torch.ops.aten
+_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+
+
+@dataclass(frozen=True)
+class LabelAxes:
+    """Labels every value of the graph, on the full grid.
+
+    Requires: a captured graph with `meta["val"]`. Ensures: `labels` (a label a tensor value) and `flows` (for each
+    node: how its operands are read, and why it needs the full grid, if it does).
+
+        before                                  after (labels)
+        conv2d  [s, 192, 14, 14]                [batch, plain, height, width]
+        view    [s, 192, 196]                   [batch, plain, token(14x14)]
+        cat     [s, 197, 192]                   [batch, token(1 + 14x14), plain]
+    """
+
+    name: ClassVar[str] = "label_axes"
+
+    def __call__(self, plan: Plan) -> Plan:
+        labels: dict[fx.Node, Any] = {}
+        flows: dict[fx.Node, Flow] = {}
+        reader = Reader(labels, size_reader(plan.batch), plan.batch)
+        for node in plan.graph_module.graph.nodes:
+            flow = infer(node, reader)
+            if flow.out is not None:
+                labels[node] = flow.out
+            flows[node] = flow
+        return replace(plan, labels=labels, flows=flows)
+
+
+def size_reader(batch: int) -> Any:
+    """Sizes as integers: a symbolic size is evaluated with `batch` in the place of each symbol."""
+
+    def size_of(size: Any) -> int:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        return int(expression.subs({symbol: batch for symbol in expression.free_symbols}))
+
+    return size_of
+
+
+def infer(node: fx.Node, reader: Reader) -> Flow:
+    """The flow of one node."""
+    value = node.meta.get("val")
+    if node.op == "placeholder" and isinstance(value, torch.Tensor):
+        return Flow(_placeholder(value, reader))
+    if not isinstance(value, (torch.Tensor, tuple, list)) or node.op != "call_function":
+        return Flow(reader.unknown(value))
+    if getattr(node.target, "__name__", "") == "getitem":
+        source, index = node.args
+        assert isinstance(source, fx.Node) and isinstance(index, int)
+        pieces = reader.labels[source]
+        return Flow(pieces[index], {source: pieces})
+    for rules in (pointwise.RULES, shape.RULES, contract.RULES):
+        if rule := rules.get(node.target):
+            return rule(node, reader)
+    if pointwise.is_pointwise(node.target) and isinstance(value, torch.Tensor):
+        return pointwise.pointwise(node, reader)
+    return _unknown(node, reader)
+
+
+def _placeholder(value: torch.Tensor, reader: Reader) -> Label:
+    label: Label = reader.unknown(value)
+    if value.ndim == 4 and value.is_floating_point():
+        rows, columns = (2, 3) if value.shape[1] <= value.shape[3] else (1, 2)
+        axes = list(label)
+        for axis, kind in ((rows, Kind.HEIGHT), (columns, Kind.WIDTH)):
+            axes[axis] = (Factor(kind, reader.sizes(value)[axis]),)
+        return tuple(axes)
+    return label
+
+
+def _unknown(node: fx.Node, reader: Reader) -> Flow:
+    """No rule: the full grid is needed. An op on a picture gives a picture."""
+    value, operands = node.meta["val"], tensors(node)
+    out = reader.unknown(value)
+    reason = f"{node.target} has no rule" if operands else ""
+    if not operands or not isinstance(value, torch.Tensor) or value.ndim != 4:
+        return Flow(out, {}, reason)
+    first = reader.label(operands[0])
+    picture = len(first) == 4 and has_kind(first[2], Kind.HEIGHT) and has_kind(first[3], Kind.WIDTH)
+    if picture or node.target in _CONVOLUTIONS:
+        rows, columns = reader.sizes(value)[2:]
+        out = (*out[:2], (Factor(Kind.HEIGHT, rows),), (Factor(Kind.WIDTH, columns),))
+    return Flow(out, {}, reason)
