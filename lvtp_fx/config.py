@@ -11,6 +11,8 @@ from lvtp_fx.errors import Code, LvtpError
 
 Reduce = Literal["merge", "select"]
 Restore = Literal["delta", "copy", "frozen"]
+Feature = Literal["keys", "stream"]
+STRATEGIES = ("lvtp", "random", "grid")
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class Config:
         qs: the Tsallis orders of the attention entropy; 1 means Shannon.
         entropy_direction: which tokens represent their cluster: "low" entropy (focused) or "high".
         entropy_keys: every how many keys the entropy's row sums take one, >= 1.
-        entropy_weight: weight of the entropy in the choice of representatives and in the ranking, >= 0.
-        edge_weight: weight of the Sobel edges in both, >= 0.
+        entropy_weight: weight of the entropy in a token's importance, >= 0.
+        edge_weight: weight of the Sobel edges in a token's importance, >= 0.
         cell: (rows, columns) of the grid cells of the first clustering, each of which keeps a representative.
-        edge_share: share in [0, 1] of a cluster's tokens that the second clustering calls edge tokens at most.
+        feature: what similarity is measured on: the "keys" of the site, mean over heads, or the "stream".
+        importance_in_rank: weight of the importance in the ranking within clusters, >= 0.
+        edge_in_rank: weight by which the second clustering keeps a cluster's edge tokens back, >= 0.
         neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0.
         align: kept counts, prefix and suffix tokens included, are rounded to a multiple of it, >= 1.
     """
@@ -51,7 +55,9 @@ class Config:
     entropy_weight: float = 1.0
     edge_weight: float = 0.5
     cell: tuple[int, int] = (2, 2)
-    edge_share: float = 0.5
+    feature: Feature = "keys"
+    importance_in_rank: float = 0.0
+    edge_in_rank: float = 0.05
     neighbour_weight: float = 0.1
     align: int = 1
 
@@ -70,29 +76,24 @@ class Config:
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
         if self.keep_ratio is not None and (not ratios or not all(_number(r) and 0 < r <= 1 for r in ratios)):
             _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
-        if not _number(self.edge_share) or not 0 <= self.edge_share <= 1:
-            _refuse("edge_share", "a share in [0, 1]", self.edge_share, "edge_share=0.5")
 
     def _check_choices(self) -> None:
         if self.sites != "auto" and not (
             isinstance(self.sites, tuple) and self.sites and all(_integer(s) for s in self.sites)
         ):
             _refuse("sites", '"auto" or block indices', self.sites, "sites=(2, 5, 8)")
-        for name, choices in (("reduce", get_args(Reduce)), ("restore", get_args(Restore)),
+        for name, choices in (("strategy", STRATEGIES), ("reduce", get_args(Reduce)),
+                              ("restore", get_args(Restore)), ("feature", get_args(Feature)),
                               ("entropy_direction", ("low", "high"))):
             if getattr(self, name) not in choices:
                 _refuse(name, f"one of {', '.join(choices)}", getattr(self, name), f"{name}={choices[0]!r}")
-        from lvtp_fx.strategies import NAMES
-
-        if self.strategy not in NAMES:
-            _refuse("strategy", f"one of {', '.join(NAMES)}", self.strategy, 'strategy="lvtp"')
         if not isinstance(self.proportional_attention, bool):
             _refuse("proportional_attention", "True or False", self.proportional_attention, "leave it out")
 
     def _check_numbers(self) -> None:
         if not self.qs or not all(_number(q) and q > 0 for q in self.qs):
             _refuse("qs", "one or more Tsallis orders > 0", self.qs, "qs=(0.5, 1.0, 2.0)")
-        for name in ("entropy_weight", "edge_weight", "neighbour_weight"):
+        for name in ("entropy_weight", "edge_weight", "neighbour_weight", "importance_in_rank", "edge_in_rank"):
             value = getattr(self, name)
             if not _number(value) or value < 0:
                 _refuse(name, "a number >= 0", value, f"{name}=0 switches it off")

@@ -9,6 +9,7 @@ from torch import fx
 from lvtp_fx.config import Config
 from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Label
+from lvtp_fx.record import Record
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,6 @@ class Plan:
     flows: dict[fx.Node, Flow] = field(default_factory=dict)
     trunk: Trunk | None = None
     sites: tuple[Site, ...] = ()
+    spaces: dict[fx.Node, int] = field(default_factory=dict)
+    pruned: fx.Graph | None = None
+    record: Record | None = None

@@ -1,2 +1,15 @@
-"""."""
-NAMES=("lvtp",)
+"""Reduction strategies by name. A strategy says which tokens live on; `base.Strategy` is its protocol."""
+
+from __future__ import annotations
+
+from lvtp_fx.strategies.base import SiteNodes, SiteShape, Strategy
+from lvtp_fx.strategies.fixed import Grid, Random
+from lvtp_fx.strategies.lvtp import Lvtp
+
+__all__ = ["SiteNodes", "SiteShape", "Strategy", "get"]
+
+
+def get(name: str) -> Strategy:
+    """The strategy called `name`; `lvtp_fx.config.STRATEGIES` lists the names."""
+    table: dict[str, type[Strategy]] = {"lvtp": Lvtp, "random": Random, "grid": Grid}
+    return table[name]()

@@ -14,6 +14,7 @@ from lvtp_fx.passes.axes.label import (
     Kind,
     Label,
     has_kind,
+    is_plain,
     length,
     normal,
     plain,
@@ -123,8 +124,9 @@ def slice_(node: fx.Node, reader: Reader) -> Flow:
     x = tensors(node)[0]
     label = reader.label(x)
     dim = argument(node, 1, "dim", 0) % len(label)
-    n = length(label[dim])
-    start, stop = slice_bounds(node, n)
+    if is_plain(label[dim]):
+        return Flow((*label[:dim], plain(reader.out_sizes(node)[dim]), *label[dim + 1 :]), {x: label})
+    start, stop = slice_bounds(node, length(label[dim]))
     if argument(node, 4, "step", 1) != 1 or not isinstance(start, int) or not isinstance(stop, int):
         return Flow(reader.unknown(node.meta["val"]), {}, "a strided slice of the tokens")
     axis, full = cut(label[dim], start, stop)

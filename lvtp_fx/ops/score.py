@@ -1,0 +1,107 @@
+"""Scoring: `lvtp.entropy` (multi-scale Tsallis entropy of attention rows) and `lvtp.edges` (Sobel).
+
+Letters: B batch, H heads, L tokens with prefix and suffix, N grid tokens, D head dim, Q entropy orders.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+import torch.nn.functional as F
+
+from lvtp_fx.ops.registry import op
+
+_TINY = 1e-6
+
+
+def standardise(x: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / std over the last axis; zeros where all entries are equal."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + _TINY)
+
+
+@op("entropy(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, float[] orders, int every)"
+    " -> Tensor")
+def entropy(
+    q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None,
+    before: int, after: int, orders: list[float], every: int,
+) -> torch.Tensor:
+    """Entropy of each grid token's attention row, standardised per image: [B, N] float32.
+
+    S_q(p) = (1 - sum_j p_j^q) / (q - 1) (Tsallis 1988; q = 1: Shannon), divided by its value on the uniform row.
+    Only row sums of the scores are needed; they are taken over every `every`-th key, which samples the row. The
+    scales (orders x heads) are averaged with dynamic weights: the standard deviation of a scale over the tokens of
+    this image, its share in the sum over all scales (how well it separates the tokens; nothing is learned).
+
+    Args:
+        q, k: [B, H, L, D].
+        mask: additive, broadcastable to [B, H, L, L], or None.
+        scale: of the scores; None means D ** -0.5.
+        before, after: prefix and suffix tokens, which are attended to, but get no score.
+        orders: the q's, > 0.
+        every: >= 1.
+    """
+    rows = slice(before, q.shape[2] - after)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.matmul(q[:, :, rows] * factor, k[:, :, ::every].transpose(-2, -1)).float()
+    if mask is not None:
+        mask = mask[..., rows, ::every] if mask.shape[-2] != 1 else mask[..., ::every]
+        scores = scores + mask.float()
+    scores = scores - scores.amax(-1, keepdim=True)
+    weight = scores.exp()  # unnormalised attention
+    total = weight.sum(-1)
+    m = float(k[:, :, ::every].shape[2])
+    scales = []
+    for order in orders:
+        if order == 1:
+            # -sum p log p = log Z - sum w s / Z; a score of -inf has weight 0 and adds nothing.
+            inner = (weight * scores.clamp(min=-1e4)).sum(-1)
+            scales.append((total.log() - inner / total) / max(log(m), _TINY))
+        else:
+            power = weight.sqrt() if order == 0.5 else weight * weight if order == 2 else weight**order
+            uniform = (1 - m ** (1 - order)) / (order - 1)
+            scales.append((1 - power.sum(-1) / total**order) / (order - 1) / max(uniform, _TINY))
+    stacked = torch.cat(scales, dim=1)  # [B, Q * H, N]
+    spread = (stacked - stacked.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
+    dynamic = spread / (spread.sum(1, keepdim=True) + _TINY)
+    return standardise((stacked * dynamic).sum(1))
+
+
+@op("edges(Tensor image, int rows, int columns) -> Tensor")
+def edges(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Sobel gradient magnitude, averaged per patch and standardised per image: [B, rows * columns] float32.
+
+    Args:
+        image: [B, channels, height, width], on any scale; channels are averaged.
+    """
+    grey = image.float().mean(1, keepdim=True)
+    grey = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    across = grey[..., 2:] - grey[..., :-2]  # the Sobel kernels are separable: (1, 2, 1) x (-1, 0, 1)
+    down = grey[..., 2:, :] - grey[..., :-2, :]
+    gx = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
+    gy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
+    magnitude = (gx * gx + gy * gy + _TINY).sqrt()
+    return standardise(F.adaptive_avg_pool2d(magnitude, (rows, columns)).flatten(1))
+
+
+@op("blend(Tensor a, Tensor b, float a_weight, float b_weight) -> Tensor")
+def blend(a: torch.Tensor, b: torch.Tensor, a_weight: float, b_weight: float) -> torch.Tensor:
+    """a_weight * a + b_weight * b, [B, N]; importance is such a sum of standardised scores."""
+    return a_weight * a + b_weight * b
+
+
+@op("hashed(Tensor position, int seed) -> Tensor")
+def hashed(position: torch.Tensor, seed: int) -> torch.Tensor:
+    """A fixed pseudo-random number in [0, 1) for each place: [B, N] float32 (multiplicative hashing, Knuth 6.4)."""
+    mixed = (position + 1) * 2654435761 + (seed + 1) * 40503
+    mixed = mixed ^ (mixed >> 15)
+    return ((mixed * 2246822519) % 65521).float() / 65521
+
+
+@op("spread(Tensor position, int columns) -> Tensor")
+def spread(position: torch.Tensor, columns: int) -> torch.Tensor:
+    """Places ranked so that the first K of any K are spread evenly: [B, N] float32 (an additive recurrence in two
+    dimensions, on the plastic number)."""
+    value = (position // columns) * 0.7548776662466927 + (position % columns) * 0.5698402909980532
+    return value - value.floor()

@@ -1,0 +1,72 @@
+"""The protocol of a reduction strategy, and what a site gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import sympy
+from torch import fx
+
+from lvtp_fx.config import Config
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """Sizes at a site, per image; N and K may be symbols.
+
+    Attributes:
+        N: living grid tokens. K: tokens to keep. ends: prefix and suffix tokens.
+        H: heads. D: head dim. C: channels of the residual stream.
+        grid: (rows, columns) of the full grid.
+    """
+
+    N: sympy.Expr | int
+    K: sympy.Expr | int
+    ends: int
+    H: int
+    D: int
+    C: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SiteNodes:
+    """Nodes that a strategy may read, all in the space of the site.
+
+    Attributes:
+        q, k: [B, H, L, D] queries and keys of the site's attention; mask: its additive or boolean mask, or None.
+        scale: its scale, None for D ** -0.5.
+        stream: [B, L, C], the residual stream that is about to be reduced.
+        feature: [B, N, ...] what similarity of tokens is measured on.
+        position: [B, N] int64, places of the living tokens on the full grid.
+        image: [B, channels, height, width] as it enters the model, or None where there is none.
+        before, after: prefix and suffix tokens of the token axis L.
+        grid: (rows, columns). kept: how many tokens will live on.
+        call: inserts a `torch.ops.lvtp` op by its name and returns its node.
+    """
+
+    q: fx.Node
+    k: fx.Node
+    mask: fx.Node | None
+    scale: float | None
+    stream: fx.Node
+    feature: fx.Node
+    position: fx.Node
+    image: fx.Node | None
+    before: int
+    after: int
+    grid: tuple[int, int]
+    kept: int
+    call: Callable[..., fx.Node]
+
+
+class Strategy(Protocol):
+    """Ranks the tokens of a site. Everything else (owners, merging, restore) is common to all strategies."""
+
+    def priority(self, site: SiteNodes, config: Config) -> fx.Node:
+        """Insert nodes that compute [B, N] floats: the K highest live on. Image i must not depend on others."""
+
+    def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
+        """FLOPs of those nodes for one image, matrix products only, as FlopCounterMode counts."""

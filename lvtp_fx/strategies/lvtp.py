@@ -1,0 +1,64 @@
+"""LVTP: entropy and edges choose who represents a cluster, and which clusters may shrink.
+
+After arXiv 2504.17996, which names the parts (multi-scale Tsallis entropy with dynamic weights, Sobel edges, two
+clusterings, progressive pruning); the formulas are ours, see each op.
+"""
+
+from __future__ import annotations
+
+import sympy
+from torch import fx
+
+from lvtp_fx.config import Config
+from lvtp_fx.strategies.base import SiteNodes, SiteShape
+
+
+class Lvtp:
+    """The default strategy."""
+
+    def priority(self, site: SiteNodes, config: Config) -> fx.Node:
+        entropy = site.call(
+            "entropy", site.q, site.k, site.mask, site.scale, site.before, site.after, list(config.qs),
+            config.entropy_keys,
+        )
+        rows, columns = site.grid
+        sign = -1.0 if config.entropy_direction == "low" else 1.0
+        if site.image is None:
+            edges = site.call("blend", entropy, entropy, 0.0, 0.0)
+        else:
+            edges = site.call("compose", site.call("edges", site.image, rows, columns), site.position)
+        importance = site.call("blend", entropy, edges, sign * config.entropy_weight, config.edge_weight)
+        cell = fitting_cell(config.cell, site.grid, site.kept)
+        anchors = site.call("representatives", importance, site.position, rows, columns, *cell)
+        return site.call(
+            "rank", site.feature, anchors, site.position, importance, edges, columns, max(site.grid),
+            config.neighbour_weight, config.importance_in_rank, config.edge_in_rank,
+        )
+
+    def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
+        n, ends = sympy.sympify(shape.N), shape.ends
+        keys = sympy.ceiling((n + ends) / config.entropy_keys)
+        entropy = 2 * shape.H * n * keys * shape.D
+        anchors = anchor_count(shape, config)
+        width = shape.D if config.feature == "keys" else shape.C
+        return entropy + 2 * n * anchors * width + 2 * n * anchors
+
+
+def fitting_cell(cell: tuple[int, int], grid: tuple[int, int], kept: int) -> tuple[int, int]:
+    """The cell, enlarged until its representatives are at most half of the tokens that live on."""
+    rows, columns = cell
+    while cells(grid, (rows, columns)) > max(1, kept // 2):
+        rows, columns = (rows + 1, columns) if rows <= columns else (rows, columns + 1)
+    return rows, columns
+
+
+def cells(grid: tuple[int, int], cell: tuple[int, int]) -> int:
+    """How many cells cover the grid."""
+    return -(-grid[0] // cell[0]) * -(-grid[1] // cell[1])
+
+
+def anchor_count(shape: SiteShape, config: Config) -> sympy.Expr:
+    """Representatives at a site. While K is still a symbol the configured cell is assumed."""
+    if isinstance(shape.K, int):
+        return sympy.Integer(cells(shape.grid, fitting_cell(config.cell, shape.grid, shape.K)))
+    return sympy.Integer(cells(shape.grid, config.cell))

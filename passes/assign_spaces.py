@@ -1,0 +1,57 @@
+"""Decide for each value in which token space it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from lvtp_fx.passes.axes.label import Label, grids
+from lvtp_fx.plan import Plan
+
+
+@dataclass(frozen=True)
+class AssignSpaces:
+    """Unifies to the smallest space inside the trunk, and to the full grid (space 0) outside it.
+
+    Requires: `trunk`, `sites`, `labels`, `flows`. Ensures: `spaces`.
+
+        x1 = add(x0, attention)   space 0, reduced to space 1 for what follows in the trunk
+        norm(x1), mlp, add        space 1
+        tap = norm(x2)            space 0 (outside the trunk: x2 is restored first)
+    """
+
+    name: ClassVar[str] = "assign_spaces"
+
+    def __call__(self, plan: Plan) -> Plan:
+        assert plan.trunk is not None
+        spaces: dict[fx.Node, int] = {}
+        born = sites_by_state(plan)
+        for node in plan.graph_module.graph.nodes:
+            spaces[node] = 0
+            flow = plan.flows[node]
+            if node in plan.trunk.members and not flow.full:
+                spaces[node] = max(
+                    (seen(operand, spaces, born) for operand, label in flow.uses.items()
+                     if mentions(label, plan.trunk.grid)), default=0,
+                )
+        return replace(plan, spaces=spaces)
+
+
+def sites_by_state(plan: Plan) -> dict[fx.Node, int]:
+    """For each state where a space is born: the number of that space (1, 2, ...)."""
+    assert plan.trunk is not None
+    return {plan.trunk.blocks[site.block].state: i + 1 for i, site in enumerate(plan.sites)}
+
+
+def seen(node: fx.Node, spaces: dict[fx.Node, int], born: dict[fx.Node, int]) -> int:
+    """The space in which later nodes of the trunk see a value: a state is seen after its reduction."""
+    return born.get(node, spaces[node])
+
+
+def mentions(label: Label | tuple[Label, ...], grid: tuple[int, int]) -> bool:
+    """Whether a label, or one of several pieces' labels, has a token axis over this grid."""
+    if label and label[0] and isinstance(label[0][0], tuple):
+        return any(grid in grids(piece) for piece in label)  # type: ignore[arg-type]
+    return grid in grids(label)  # type: ignore[arg-type]

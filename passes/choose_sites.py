@@ -1,0 +1,70 @@
+"""Choose the blocks after whose attention tokens are reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.plan import Plan, Site, Trunk
+
+# Measured on CamVid (bench/accuracy.py): after these shares of the depth. Earlier sites save more at the same
+# ratio, later ones know more; three sites prune progressively.
+_SHARES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class ChooseSites:
+    """Turns `Config.sites` into blocks. Kept counts are filled in by the next pass.
+
+    Requires: `trunk`. Ensures: `sites`, in order, at different states.
+
+        12 blocks, sites="auto"  ->  after the attention of blocks 2, 5, 8
+    """
+
+    name: ClassVar[str] = "choose_sites"
+
+    def __call__(self, plan: Plan) -> Plan:
+        assert plan.trunk is not None
+        trunk = plan.trunk
+        count = trunk.grid[0] * trunk.grid[1]
+        if plan.config.sites == "auto":
+            indices = automatic(trunk)
+        else:
+            indices = _given(plan.config.sites, trunk)
+        return replace(plan, sites=tuple(Site(i, count, count) for i in indices))
+
+
+def automatic(trunk: Trunk) -> tuple[int, ...]:
+    """Up to three blocks, evenly over the depth, never the last state, each at a state of its own."""
+    states = [b.state for b in trunk.blocks]
+    distinct = [states.index(s) for s in dict.fromkeys(states) if s is not trunk.states[-1]]
+    if len(distinct) > 1:
+        distinct = distinct[:-1]  # after the last attention only one MLP is left to save
+    picks = {max(0, round(share * (len(distinct) + 1)) - 1) for share in _SHARES}
+    return tuple(distinct[p] for p in sorted(picks) if p < len(distinct))
+
+
+def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:
+    depth = len(trunk.blocks)
+    if not all(-depth <= s < depth for s in sites):
+        raise _refusal(sites, f"block indices in [{-depth}, {depth})", f"the encoder has {depth} blocks")
+    indices = sorted({s % depth for s in sites})
+    seen: dict[fx.Node, int] = {}
+    for index in indices:
+        state = trunk.blocks[index].state
+        if state in seen:
+            raise _refusal(sites, "blocks with a point of their own in the stream",
+                           f"blocks {seen[state]} and {index} run in parallel and end in the same add")
+        seen[state] = index
+    return tuple(indices)
+
+
+def _refusal(sites: Sequence[int], expected: str, why: str) -> LvtpError:
+    return LvtpError(
+        Code.SITES_OUT_OF_RANGE, where="Config.sites", expected=expected, got=str(tuple(sites)), why=why,
+        hint='sites="auto", or lvtp_fx.explain(model, example_inputs) to see the blocks',
+    )

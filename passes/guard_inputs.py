@@ -1,0 +1,37 @@
+"""Check inputs at call time, inside the graph, so that the checks survive deepcopy, export and compile."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+import lvtp_fx.ops  # noqa: F401  (registers lvtp.check_input)
+
+
+def guard_inputs(graph: fx.Graph) -> None:
+    """Let every tensor input pass through `lvtp.check_input`. Changes `graph`.
+
+        before           after
+        x = placeholder  x = placeholder
+        conv2d(x)        check_input = lvtp.check_input(x, "x", [-1, 3, 224, 224], ""); conv2d(check_input)
+    """
+    device = _literal_device(graph)
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in placeholders:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not node.users:
+            continue
+        shape = [size if isinstance(size, int) else -1 for size in value.shape]
+        with graph.inserting_after(placeholders[-1]):
+            check = graph.call_function(
+                torch.ops.lvtp.check_input.default, (node, str(node.target), shape, device))
+        node.replace_all_uses_with(check, delete_user_cb=lambda user, check=check: user is not check)
+
+
+def _literal_device(graph: fx.Graph) -> str:
+    """The device that the graph creates tensors on, or "" where it creates none: then it can be moved."""
+    for node in graph.nodes:
+        for argument in (*node.args, *node.kwargs.values()):
+            if isinstance(argument, torch.device):
+                return argument.type
+    return ""

@@ -1,0 +1,247 @@
+"""Re-emit the graph with token reduction after the sites, coercions where spaces differ, and restore."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from lvtp_fx.passes.assign_spaces import seen, sites_by_state
+from lvtp_fx.passes.axes.flow import Flow, argument
+from lvtp_fx.passes.axes.label import Kind, Label, has_kind, token_axes, token_factor
+from lvtp_fx.passes.coerce import Coercer, SpaceNodes
+from lvtp_fx.passes.rewrite_sizes import arguments, resized
+from lvtp_fx.plan import Plan
+from lvtp_fx.record import Record, SiteRecord
+from lvtp_fx.strategies import SiteNodes, get
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class InsertReduction:
+    """Builds the pruned graph, node by node.
+
+    Requires: all the others. Ensures: `pruned` and `record`.
+
+        before                        after
+        add_1 = add(x, attention)     add_1 = add(x, attention)
+                                      entropy, edges, representatives, rank = lvtp...
+                                      select = lvtp.select(rank, K); owners = lvtp.owners(...)
+                                      merge = lvtp.merge(add_1, owners, ...)
+        norm(add_1) ...               norm(merge) ...
+        sdpa(q, k, v)                 sdpa(q, k, v, lvtp.key_bias(sizes))
+        head(add_24)                  head(lvtp.restore(add_24, add_1, merge, owners))
+    """
+
+    name: ClassVar[str] = "insert_reduction"
+
+    def __call__(self, plan: Plan) -> Plan:
+        graph, record = _Emitter(plan).run()
+        return replace(plan, pruned=graph, record=record)
+
+
+class _Emitter:
+    """State of one re-emission: the new graph and what each old value became, space by space."""
+
+    def __init__(self, plan: Plan) -> None:
+        assert plan.trunk is not None
+        self.plan, self.trunk = plan, plan.trunk
+        self.graph = fx.Graph()
+        self.to = Coercer(self.graph)
+        self.born = sites_by_state(plan)
+        self.base: dict[fx.Node, fx.Node] = {}  # values where they were computed
+        self.moved: dict[tuple[fx.Node, int, Label], fx.Node] = {}
+        self.left: list[tuple[fx.Node, fx.Node]] = []  # (state before, state after) each reduction
+        self.sites: list[SiteRecord] = []
+        self.restored: set[tuple[str, str]] = set()
+        self.reduced: set[tuple[str, str]] = set()
+
+    def run(self) -> tuple[fx.Graph, Record]:
+        for node in self.plan.graph_module.graph.nodes:
+            self._emit(node)
+            if node in self.born:
+                self._reduce(node)
+        hooks = {m.hook: m.path for m in self.plan.attentions if m.node in self.trunk.members}
+        record = Record(
+            tuple(self.sites), self.trunk.root.name, tuple(s.name for s in self.trunk.states),
+            hooks, frozenset(self.restored), frozenset(self.reduced), self.trunk.grid, self.plan.config,
+        )
+        return self.graph, record
+
+    def _emit(self, node: fx.Node) -> None:
+        space, flow = self.plan.spaces[node], self.plan.flows[node]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._operand(n, node, flow, space))
+        if space:
+            args = arguments(self.graph, node, args, flow, self.to.spaces[space].count)
+            if node.target is aten.scaled_dot_product_attention.default:
+                args = self._weigh_keys(node, args, flow, space)
+        # Gathered values have other strides than the captured ones, which `view` cannot always follow.
+        target = aten.reshape.default if node.target in (aten.view.default, aten._unsafe_view.default) else node.target
+        new = self.graph.create_node(node.op, target, args, kwargs, node.name, node.type)
+        new.meta = {k: v for k, v in node.meta.items() if k != "val" or not space}
+        self.base[node] = self._true_size(node, new)
+
+    def _true_size(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """Code that asks a reduced value for its size must hear the size of the full grid."""
+        if node.target is not aten.sym_size.int:
+            return new
+        source, dim = node.args
+        assert isinstance(source, fx.Node) and isinstance(dim, int)
+        space, label = self.plan.spaces[source], self.plan.labels.get(source)
+        if not space or label is None or not token_axes((label[dim],)):
+            return new
+        old, now = resized(label[dim], self.to.spaces[0].count), resized(label[dim], self.to.spaces[space].count)
+        return self.graph.call_function(
+            operator.floordiv, (self.graph.call_function(operator.mul, (new, old)), now))
+
+    def _operand(self, value: fx.Node, reader: fx.Node, flow: Flow, target: int) -> fx.Node:
+        """`value` as `reader` needs it: in space `target`."""
+        label = flow.uses.get(value, self.plan.labels.get(value))
+        inside = reader in self.trunk.members
+        source = seen(value, self.plan.spaces, self.born) if inside else self.plan.spaces[value]
+        if label is None or not isinstance(value.meta.get("val"), torch.Tensor):
+            return self.base[value]
+        if self.trunk.grid not in _grids(label):
+            return self.base[value]
+        if value in self.trunk.states and target < self.plan.spaces[value]:
+            self.restored.add((value.name, reader.name))
+            return self._restore(value, target)
+        out = flow.out if isinstance(flow.out, tuple) else ()
+        if value in self.born and source == self.born[value]:
+            # The state is seen after its reduction; an op that needs the full grid sees it as it was before.
+            if target < source:
+                source = self.plan.spaces[value]
+            else:
+                self.reduced.add((value.name, reader.name))
+                return self._cached(value, self.left[source - 1][1], label, source, target, out)
+        return self._cached(value, self.base[value], label, source, target, out)
+
+    def _cached(
+        self, value: fx.Node, node: fx.Node, label: Label, source: int, target: int, out: Any
+    ) -> fx.Node:
+        key = (value, target, label if any(has_kind(a, Kind.BATCH) for a in label) else out)
+        if source == target:
+            return node
+        if key not in self.moved:
+            self.moved[key] = self.to.move(node, label, source, target, out)
+        return self.moved[key]
+
+    def _restore(self, state: fx.Node, target: int) -> fx.Node:
+        """Undo the reductions of a state of the stream, the latest first."""
+        label = self.plan.labels[state]
+        node, mode = self.base[state], self.plan.config.restore
+        source = self.plan.spaces[state]
+        if mode == "copy":
+            return self._cached(state, node, label, source, target, label)
+        if (state, target, label) not in self.moved:
+            for space in range(source, target, -1):
+                node = self._undo(node, space, label)
+            self.moved[state, target, label] = node
+        return self.moved[state, target, label]
+
+    def _undo(self, now: fx.Node, space: int, label: Label) -> fx.Node:
+        entered, left = self.left[space - 1]
+        now, order = self._as_tokens(now, label)
+        (entered, _), (left, _) = self._as_tokens(entered, label), self._as_tokens(left, label)
+        before, after = _ends(label)
+        nodes = self.to.spaces[space]
+        if self.plan.config.restore == "delta":
+            done = self.to.call("restore", now, entered, left, nodes.owner, before, after)
+        else:
+            done = self.to.call("restore_frozen", now, entered, nodes.kept, before, after)
+        return self._back(done, order)
+
+    def _weigh_keys(self, node: fx.Node, args: tuple[Any, ...], flow: Flow, space: int) -> tuple[Any, ...]:
+        """Proportional attention: add log size to the scores of the keys."""
+        k = node.args[1]
+        assert isinstance(k, fx.Node) and isinstance(flow.out, tuple)
+        factor = token_factor(flow.uses[k][-2])
+        if factor is None or factor.grid != self.trunk.grid or not self.plan.config.proportional_attention:
+            return args
+        batch = next(i for i, axis in enumerate(flow.out) if has_kind(axis, Kind.BATCH))  # type: ignore[arg-type]
+        size = self.to.per_axis(self.to.spaces[space].size, flow.out[batch])  # type: ignore[arg-type]
+        mask = args[3] if len(args) > 3 else None
+        bias = self.to.call("key_bias", mask, size, factor.before, factor.after, batch, args[0])
+        return (*args[:3], bias, *args[4:])
+
+    def _reduce(self, state: fx.Node) -> None:
+        """Insert the reduction of a site after its state."""
+        number = self.born[state]
+        site = self.plan.sites[number - 1]
+        label, entered = self.plan.labels[state], self.base[state]
+        before, after = _ends(label)
+        stream, order = self._as_tokens(entered, label)
+        if not self.to.spaces:
+            position = self.to.call("positions", stream, site.parent)
+            self.to.spaces.append(SpaceNodes(site.parent, None, None, position, self.to.call("ones", position)))
+        here, config = self.to.spaces[-1], self.plan.config
+        context = self._context(number - 1, stream, before, after)
+        priority = get(config.strategy).priority(context, config)
+        kept = self.to.call("select", priority, site.kept)
+        owner = self.to.call("owners", context.feature, kept, here.position, self.trunk.grid[1],
+                             max(self.trunk.grid), config.neighbour_weight)
+        if config.reduce == "merge":
+            reduced = self.to.call("merge", stream, owner, here.size, site.kept, before, after)
+        else:
+            reduced = self.to.call("gather", stream, kept, 0, 1, before, after)
+        position = self.to.call("compose", here.position, kept)
+        size = self.to.call("sizes", here.size, owner, site.kept)
+        self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size))
+        self.left.append((entered, self._back(reduced, order)))
+        block = self.trunk.blocks[site.block]
+        self.sites.append(SiteRecord(block.attention.path, state.name, kept.name, owner.name, site.parent, site.kept))
+
+    def _context(self, index: int, stream: fx.Node, before: int, after: int) -> SiteNodes:
+        attention = self.trunk.blocks[self.plan.sites[index].block].attention.node
+        flow, tokens = self.plan.flows[attention], self.to.spaces[-1].count
+        space = self.plan.spaces[attention]
+        q, k = (self._heads(n, attention, flow, space, tokens) for n in attention.args[:2])
+        mask = argument(attention, 3, "attn_mask")
+        if isinstance(mask, fx.Node):
+            # Without log sizes: the entropy looks at what the model attends to, not at how much was merged.
+            mask = self._operand(mask, attention, flow, space)
+        config, image = self.plan.config, self.trunk.image
+        source = k if config.feature == "keys" else stream
+        return SiteNodes(
+            q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
+            feature=self.to.call("features", source, before, after), position=self.to.spaces[-1].position,
+            image=self.base[image] if image is not None else None, before=before, after=after,
+            grid=self.trunk.grid, kept=self.plan.sites[index].kept, call=self.to.call,
+        )
+
+    def _heads(self, value: Any, attention: fx.Node, flow: Flow, space: int, tokens: int) -> fx.Node:
+        """Queries or keys as [B, H, L, D]."""
+        node, label = self.to.arranged(self._operand(value, attention, flow, space), flow.uses[value], tokens)
+        if len(label) == 3:  # one head without an axis of its own
+            return self.graph.call_function(aten.unsqueeze.default, (node, 1))
+        if len(label) > 4:
+            return self.graph.call_function(aten.flatten.using_ints, (node, 1, len(label) - 3))
+        return node
+
+    def _as_tokens(self, node: fx.Node, label: Label) -> tuple[fx.Node, list[int]]:
+        """A state as [B, L, C], and the permutation that did it."""
+        order = sorted(range(3), key=lambda i: 0 if has_kind(label[i], Kind.BATCH) else 1 if token_axes((label[i],)) else 2)
+        if order == [0, 1, 2]:
+            return node, order
+        return self.graph.call_function(aten.permute.default, (node, order)), order
+
+    def _back(self, node: fx.Node, order: list[int]) -> fx.Node:
+        if order == [0, 1, 2]:
+            return node
+        return self.graph.call_function(aten.permute.default, (node, [order.index(i) for i in range(3)]))
+
+
+def _ends(label: Label) -> tuple[int, int]:
+    factor = token_factor(label[token_axes(label)[0]])
+    assert factor is not None
+    return factor.before, factor.after
+
+
+def _grids(label: Any) -> set[tuple[int, int]]:
+    if label and label[0] and isinstance(label[0][0], tuple):
+        return {g for piece in label for g in _grids(piece)}
+    return {f.grid for axis in label for f in axis if f.kind is Kind.TOKEN}

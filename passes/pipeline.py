@@ -1,0 +1,74 @@
+"""The pipeline: all passes in order, and the one runner."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import fx
+
+from lvtp_fx.capture import Capture
+from lvtp_fx.config import Config
+from lvtp_fx.passes.assign_spaces import AssignSpaces
+from lvtp_fx.passes.choose_sites import ChooseSites
+from lvtp_fx.passes.find_trunk import FindTrunk
+from lvtp_fx.passes.guard_inputs import guard_inputs
+from lvtp_fx.passes.insert_reduction import InsertReduction
+from lvtp_fx.passes.label_axes import LabelAxes
+from lvtp_fx.passes.match_attention import MatchAttention
+from lvtp_fx.passes.solve_counts import SolveCounts
+from lvtp_fx.plan import Plan
+
+
+class Pass(Protocol):
+    """A pass: reads a plan, returns a fuller one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, plan: Plan) -> Plan: ...
+
+
+def analysis() -> tuple[Pass, ...]:
+    """Find out what the graph is. Nothing depends on the wanted cut."""
+    return (
+        MatchAttention(),  # first: one form of attention for all that follows
+        LabelAxes(),       # after it, because the fused node has the rule that lets keys be dropped
+        FindTrunk(),       # needs labels: blocks are attention over the tokens of one grid
+    )
+
+
+def rewrite(dense_flops: float) -> tuple[Pass, ...]:
+    """Decide, then build. Needs a trunk."""
+    return (
+        ChooseSites(),
+        AssignSpaces(),             # before the counts: the cost of a node depends on its space
+        SolveCounts(dense_flops),
+        InsertReduction(),          # last of the passes that read the captured graph
+    )
+
+
+def start(capture: Capture, config: Config) -> Plan:
+    """An empty plan over a copy of the captured graph, which the passes may normalise."""
+    working = fx.GraphModule(capture.module, copy.deepcopy(capture.module.graph))
+    return Plan(working, capture.module, config, capture.batch)
+
+
+def run(passes: Iterable[Pass], plan: Plan) -> Plan:
+    """Run passes in order; the working graph must be well-formed after each."""
+    for step in passes:
+        plan = step(plan)
+        plan.graph_module.graph.lint()
+    return plan
+
+
+def finish(plan: Plan) -> fx.GraphModule:
+    """The module of the pruned graph, or of the captured one where nothing is pruned. Done once, at the end:
+    input checks, dead code, lint, code generation."""
+    graph = plan.pruned if plan.pruned is not None else copy.deepcopy(plan.captured.graph)
+    graph.set_codegen(plan.captured.graph._codegen)
+    guard_inputs(graph)
+    graph.eliminate_dead_code()
+    graph.lint()
+    return fx.GraphModule(plan.captured, graph)

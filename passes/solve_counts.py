@@ -1,0 +1,89 @@
+"""Solve for how many tokens live on at each site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import sympy
+
+from lvtp_fx import cost
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.passes.assign_spaces import AssignSpaces
+from lvtp_fx.plan import Plan, Site
+
+_SMALLEST = 1e-3  # keep ratios below this leave one token anyway
+
+
+@dataclass(frozen=True)
+class SolveCounts:
+    """Finds the keep ratio that meets `Config.flops_cut` on the symbolic cost, or takes `Config.keep_ratio`.
+
+    Attributes:
+        dense_flops: FLOPs of one image through the captured graph, as FlopCounterMode counts them.
+
+    Requires: `sites`, `spaces`. Ensures: `sites` with `parent` and `kept`.
+    """
+
+    dense_flops: float
+    name: ClassVar[str] = "solve_counts"
+
+    def __call__(self, plan: Plan) -> Plan:
+        ratios = plan.config.keep_ratio
+        if ratios is None:
+            return _with_counts(plan, self._solve(plan))
+        if isinstance(ratios, tuple) and len(ratios) not in (1, len(plan.sites)):
+            raise LvtpError(
+                Code.CONFIG_OUT_OF_RANGE, where="Config.keep_ratio", expected=f"one ratio, or {len(plan.sites)}",
+                got=f"{len(ratios)} ratios", why="each site needs its own", hint="keep_ratio=0.7 for all sites",
+            )
+        given = ratios if isinstance(ratios, tuple) else (ratios,)
+        return _with_counts(plan, _counts(plan, given * len(plan.sites) if len(given) == 1 else given))
+
+    def _solve(self, plan: Plan) -> tuple[int, ...]:
+        symbols = cost.counts(plan)
+        saved = sympy.lambdify(symbols, cost.saved_flops(plan), modules="math")
+        wanted = plan.config.flops_cut * self.dense_flops
+
+        def counts_at(ratio: float) -> tuple[int, ...]:
+            return _counts(plan, (ratio,) * len(plan.sites))
+
+        low, high = _SMALLEST, 1.0
+        if saved(*counts_at(low)) < wanted:
+            raise self._unreachable(plan, saved, counts_at)
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if saved(*counts_at(middle)) >= wanted else (low, middle)
+        return counts_at(low)
+
+    def _unreachable(
+        self, plan: Plan, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]]
+    ) -> LvtpError:
+        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / self.dense_flops
+        first = plan.sites[0].block
+        return LvtpError(
+            Code.CUT_UNREACHABLE, where="Config.flops_cut", expected=f"at most {max(best, 0):.3f} for this model and these sites",
+            got=f"{plan.config.flops_cut}", why=f"all before block {first} and after the encoder runs on the full grid",
+            hint="a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)",
+        )
+
+
+def _counts(plan: Plan, ratios: tuple[float, ...]) -> tuple[int, ...]:
+    """Grid tokens of each space: rounded down to the alignment of the whole token axis, at least one."""
+    living, result = plan.sites[0].parent, []
+    for ratio, shape in zip(ratios, cost.site_shapes(plan), strict=True):
+        wanted = int(living * ratio + 1e-9)
+        aligned = (wanted + shape.ends) // plan.config.align * plan.config.align - shape.ends
+        living = max(1, aligned if aligned >= 1 else wanted)
+        result.append(living)
+    return tuple(result)
+
+
+def _with_counts(plan: Plan, counts: tuple[int, ...]) -> Plan:
+    parents = (plan.sites[0].parent, *counts[:-1])
+    sites = [Site(s.block, p, k) for s, p, k in zip(plan.sites, parents, counts, strict=True)]
+    pruning = tuple(s for s in sites if s.kept < s.parent)
+    plan = replace(plan, sites=pruning)
+    # A site that keeps every token makes no space: the spaces after it move up by one.
+    return plan if len(pruning) == len(sites) else AssignSpaces()(plan)
