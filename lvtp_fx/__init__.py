@@ -2,7 +2,11 @@
 
 from lvtp_fx.api import explain, transform
 from lvtp_fx.config import Config
+from lvtp_fx.decisions import Decision, decisions
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.report import Report
+from lvtp_fx.verify import Verification, verify
 
-__all__ = ["Config", "LvtpError", "Report", "explain", "transform"]
+__all__ = [
+    "Config", "Decision", "LvtpError", "Report", "Verification", "decisions", "explain", "transform", "verify",
+]

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lvtp_fx.errors import Code, LvtpError
 
+aten = torch.ops.aten
 # A prime that no real size equals or divides: the symbolic batch size is written so in labels and costs.
 BATCH_STAND_IN = 1_000_003
 
@@ -90,12 +91,15 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _clean(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop checks of metadata and the modules that export adds; they would keep dead values alive."""
+    """Drop checks of metadata and the modules that export adds, which would keep dead values alive; let views be
+    reshapes, since gathered values have other strides than the captured ones."""
     graph = copy.deepcopy(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)

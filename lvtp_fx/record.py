@@ -13,16 +13,42 @@ class SiteRecord:
 
     Attributes:
         path: module path of its attention. state: node of the captured graph that is reduced.
-        kept_node, owner_node: nodes of the pruned graph, [B, K] and [B, N] (into the parent and this space).
-        parent, kept: grid tokens before and after.
+        kept_node, owner_node: nodes of the pruned graph, [B, K] into the parent and [B, N] into this space.
     """
 
     path: str
     state: str
     kept_node: str
     owner_node: str
-    parent: int
-    kept: int
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """One state of the residual stream.
+
+    Attributes:
+        name, pruned_name: its node in the captured and in the pruned graph. path: module path.
+        batch_dim, token_dim: its axes. before, after: prefix and suffix tokens.
+        space: the token space it is computed in.
+    """
+
+    name: str
+    pruned_name: str
+    path: str
+    batch_dim: int
+    token_dim: int
+    before: int
+    after: int
+    space: int
+
+
+@dataclass(frozen=True)
+class HookRecord:
+    """One attention of the trunk: `name` is its softmax or fused node in the captured graph."""
+
+    name: str
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -30,19 +56,16 @@ class Record:
     """The decisions of the passes, for `decisions` and for the dense oracle.
 
     Attributes:
-        sites: in order.
-        root: where the token axis is born. states: the residual stream. All are names in the captured graph.
-        hooks: attention nodes of the captured graph whose keys are masked and weighed -> module path.
-        restored: (state, reader) pairs: readers that get the restored stream.
+        sites, states, hooks: in graph order.
+        restored: (state, reader) pairs, by name: readers that get the restored stream.
         reduced: (state, reader) pairs: readers that see a site's state after its reduction.
         grid: (rows, columns).
     """
 
-    sites: tuple[SiteRecord, ...]
-    root: str
-    states: tuple[str, ...]
-    hooks: dict[str, str]
-    restored: frozenset[tuple[str, str]]
-    reduced: frozenset[tuple[str, str]]
-    grid: tuple[int, int]
     config: Config
+    sites: tuple[SiteRecord, ...] = ()
+    states: tuple[StateRecord, ...] = ()
+    hooks: tuple[HookRecord, ...] = ()
+    restored: frozenset[tuple[str, str]] = frozenset()
+    reduced: frozenset[tuple[str, str]] = frozenset()
+    grid: tuple[int, int] = (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from lvtp_fx.passes.axes.label import Kind, Label, has_kind, token_axes, token_f
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
 from lvtp_fx.passes.rewrite_sizes import arguments, resized
 from lvtp_fx.plan import Plan
-from lvtp_fx.record import Record, SiteRecord
+from lvtp_fx.provenance import module_path
+from lvtp_fx.record import HookRecord, Record, SiteRecord, StateRecord
 from lvtp_fx.strategies import SiteNodes, get
 
 aten = torch.ops.aten
@@ -65,12 +67,25 @@ class _Emitter:
             self._emit(node)
             if node in self.born:
                 self._reduce(node)
-        hooks = {m.hook: m.path for m in self.plan.attentions if m.node in self.trunk.members}
         record = Record(
-            tuple(self.sites), self.trunk.root.name, tuple(s.name for s in self.trunk.states),
-            hooks, frozenset(self.restored), frozenset(self.reduced), self.trunk.grid, self.plan.config,
+            self.plan.config, tuple(self.sites), tuple(self._state_record(s) for s in self.trunk.states),
+            tuple(self._hook_records()), frozenset(self.restored), frozenset(self.reduced), self.trunk.grid,
         )
         return self.graph, record
+
+    def _state_record(self, state: fx.Node) -> StateRecord:
+        label = self.plan.labels[state]
+        batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
+        return StateRecord(state.name, self.base[state].name, module_path(state), batch, token_axes(label)[0],
+                           *_ends(label), self.plan.spaces[state])
+
+    def _hook_records(self) -> Iterator[HookRecord]:
+        for match in self.plan.attentions:
+            keys = match.node.args[1]
+            if match.node in self.trunk.members and isinstance(keys, fx.Node):
+                factor = token_factor(self.plan.flows[match.node].uses[keys][-2])
+                if factor is not None and factor.grid == self.trunk.grid:
+                    yield HookRecord(match.hook, factor.before, factor.after)
 
     def _emit(self, node: fx.Node) -> None:
         space, flow = self.plan.spaces[node], self.plan.flows[node]
@@ -78,10 +93,10 @@ class _Emitter:
         if space:
             args = arguments(self.graph, node, args, flow, self.to.spaces[space].count)
             if node.target is aten.scaled_dot_product_attention.default:
-                args = self._weigh_keys(node, args, flow, space)
-        # Gathered values have other strides than the captured ones, which `view` cannot always follow.
-        target = aten.reshape.default if node.target in (aten.view.default, aten._unsafe_view.default) else node.target
-        new = self.graph.create_node(node.op, target, args, kwargs, node.name, node.type)
+                kwargs = dict(kwargs)
+                mask = kwargs.pop("attn_mask", None) if len(args) < 4 else args[3]
+                args = self._weigh_keys(node, (*args[:3], mask, *args[4:]), flow, space)
+        new = self.graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
         new.meta = {k: v for k, v in node.meta.items() if k != "val" or not space}
         self.base[node] = self._true_size(node, new)
 
@@ -164,8 +179,7 @@ class _Emitter:
             return args
         batch = next(i for i, axis in enumerate(flow.out) if has_kind(axis, Kind.BATCH))  # type: ignore[arg-type]
         size = self.to.per_axis(self.to.spaces[space].size, flow.out[batch])  # type: ignore[arg-type]
-        mask = args[3] if len(args) > 3 else None
-        bias = self.to.call("key_bias", mask, size, factor.before, factor.after, batch, args[0])
+        bias = self.to.call("key_bias", args[3], size, factor.before, factor.after, batch, args[0])
         return (*args[:3], bias, *args[4:])
 
     def _reduce(self, state: fx.Node) -> None:
@@ -193,7 +207,7 @@ class _Emitter:
         self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size))
         self.left.append((entered, self._back(reduced, order)))
         block = self.trunk.blocks[site.block]
-        self.sites.append(SiteRecord(block.attention.path, state.name, kept.name, owner.name, site.parent, site.kept))
+        self.sites.append(SiteRecord(block.attention.path, state.name, kept.name, owner.name))
 
     def _context(self, index: int, stream: fx.Node, before: int, after: int) -> SiteNodes:
         attention = self.trunk.blocks[self.plan.sites[index].block].attention.node

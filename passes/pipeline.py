@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable
 from typing import Protocol
 
+import torch
 from torch import fx
 
 from lvtp_fx.capture import Capture
@@ -69,6 +70,7 @@ def finish(plan: Plan) -> fx.GraphModule:
     graph = plan.pruned if plan.pruned is not None else copy.deepcopy(plan.captured.graph)
     graph.set_codegen(plan.captured.graph._codegen)
     guard_inputs(graph)
-    graph.eliminate_dead_code()
+    # Owners are part of the readable decisions even where nothing is merged; compilers drop them then.
+    graph.eliminate_dead_code(lambda node: node.is_impure() or node.target is torch.ops.lvtp.owners.default)
     graph.lint()
     return fx.GraphModule(plan.captured, graph)

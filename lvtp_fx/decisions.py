@@ -1,0 +1,107 @@
+"""Which tokens live on: the decisions of a transformed module on given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from lvtp_fx.api import RECORD
+from lvtp_fx.config import Config
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.example_inputs import resolve
+from lvtp_fx.record import Record
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One site's decision, on the full grid.
+
+    Attributes:
+        site: module path of the attention that tokens are dropped after.
+        kept: [B, K] int64, ascending: positions of the living tokens.
+        owner: [B, N] int64: for every grid token, the position of the living token that stands for it; living
+            tokens own themselves.
+    """
+
+    site: str
+    kept: torch.Tensor
+    owner: torch.Tensor
+
+
+def decisions(module: nn.Module, example_inputs: Any) -> list[Decision]:
+    """Run a transformed module, eagerly, and return its decisions, one a site.
+
+    Compiled code may break near-ties differently; a compiled module is read through its original.
+
+    Raises:
+        LvtpError: LVTP302 for a module that `transform` did not make.
+    """
+    return observe(module, example_inputs)[1]
+
+
+def observe(
+    module: nn.Module, example_inputs: Any, names: Sequence[str] = ()
+) -> tuple[Any, list[Decision], dict[str, torch.Tensor]]:
+    """Output, decisions, and the values of the nodes called `names`."""
+    graph_module, record = original(module)
+    args, kwargs = resolve(graph_module, example_inputs)
+    wanted = {name for site in record.sites for name in (site.kept_node, site.owner_node)} | set(names)
+    tap = Tap(graph_module, wanted)
+    output = run_flat(tap, graph_module, args, kwargs)
+    return output, resolved(record, tap.seen), {name: tap.seen[name] for name in names}
+
+
+def original(module: nn.Module) -> tuple[fx.GraphModule, Record]:
+    """The GraphModule that `transform` made, from it or from its compiled form, and its record."""
+    inner = getattr(module, "_orig_mod", module)
+    record = inner.meta.get(RECORD) if isinstance(inner, fx.GraphModule) else None
+    if not isinstance(inner, fx.GraphModule) or RECORD not in inner.meta:
+        raise LvtpError(
+            Code.NOT_TRANSFORMED, where=type(inner).__name__, expected="what lvtp_fx.transform returned",
+            got=type(inner).__name__, why="only its graph says where the decisions are taken",
+            hint="fast = lvtp_fx.transform(model, example_inputs), then pass fast",
+        )
+    return inner, record if record is not None else Record(Config())
+
+
+class Tap(fx.Interpreter):
+    """Runs a graph and remembers the values of some nodes."""
+
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self.names, self.seen = names, dict[str, torch.Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.seen[n.name] = result
+        return result
+
+
+def run_flat(
+    interpreter: fx.Interpreter, module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run an interpreter on a module's inputs as the module itself takes them."""
+    spec = module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
+    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in spec.child(1).context} if kwargs else {}))
+    with torch.no_grad():
+        flat = interpreter.run(*leaves, enable_io_processing=False)
+    return module.graph.process_outputs(flat)
+
+
+def resolved(record: Record, values: dict[str, torch.Tensor]) -> list[Decision]:
+    """Decisions on the full grid, from each site's indices into its parent space."""
+    result: list[Decision] = []
+    position: torch.Tensor | None = None  # [B, N_k] places of the living tokens
+    place: torch.Tensor | None = None  # [B, N] for each grid token, its index among the living ones
+    for site in record.sites:
+        kept, owner = values[site.kept_node], values[site.owner_node]
+        position = kept if position is None else position.gather(1, kept)
+        place = owner if place is None else owner.gather(1, place)
+        result.append(Decision(site.path, position, position.gather(1, place)))
+    return result

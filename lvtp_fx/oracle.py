@@ -1,0 +1,144 @@
+"""The dense oracle: the captured graph run on all tokens, told which of them live.
+
+It shares no code with the rewriting. Every value keeps all tokens; after a site a dropped token carries a copy of
+its owner's state, it is masked out of attention as a key, and kept keys are biased by log size. What the pruned
+graph does by making tensors smaller must come out the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from lvtp_fx.decisions import Decision
+from lvtp_fx.record import HookRecord, Record, StateRecord
+
+
+class Oracle(fx.Interpreter):
+    """Interprets a captured graph under given decisions.
+
+    Attributes:
+        seen: the residual stream at each state, all tokens, by name, for comparison with the pruned graph.
+    """
+
+    def __init__(self, captured: fx.GraphModule, record: Record, decided: list[Decision]) -> None:
+        super().__init__(captured)
+        self.record = record
+        self.owners = [d.owner for d in decided]  # [B, N] each, on the full grid
+        self.states = {state.name: state for state in record.states}
+        self.hooks = {hook.name: hook for hook in record.hooks}
+        self.sites = {site.state: i for i, site in enumerate(record.sites)}
+        self.passed = 0  # how many sites lie behind
+        self.entered: list[torch.Tensor] = []
+        self.left: list[torch.Tensor] = []
+        self.level: dict[str, int] = {}
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.hooks and self.passed:
+            return self._attend(n, self.hooks[n.name])
+        result = super().run_node(n)
+        return self._state(self.states[n.name], result) if n.name in self.states else result
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        def load(operand: fx.Node) -> Any:
+            if (operand.name, n.name) in self.record.reduced:
+                return self.left[self.sites[operand.name]]
+            if (operand.name, n.name) in self.record.restored:
+                return self._restore(self.states[operand.name])
+            return self.env[operand]
+
+        return fx.map_arg(args, load)
+
+    def _state(self, state: StateRecord, x: torch.Tensor) -> torch.Tensor:
+        """Dropped tokens take their owner's state; at a site, clusters are formed."""
+        if self.passed:
+            owner = self.owners[self.passed - 1]
+            x = on_grid(x, state, lambda grid: rows(grid, owner))
+        self.level[state.name] = self.passed
+        self.seen[state.name] = x
+        if state.name in self.sites:
+            self.entered.append(x)
+            self.left.append(on_grid(x, state, self._reduce))
+            self.passed += 1
+        return x
+
+    def _reduce(self, grid: torch.Tensor) -> torch.Tensor:
+        """[B, N, C]: every token gets the value of its cluster, i.e. of the tokens with the same owner."""
+        owner = self.owners[self.passed]
+        if self.record.config.reduce == "select":
+            return rows(grid, owner)
+        # Tokens dropped earlier hold copies, so the plain mean over the grid is the size-weighted one.
+        same = (owner.unsqueeze(1) == owner.unsqueeze(2)).to(torch.promote_types(grid.dtype, torch.float32))
+        return ((same @ grid.to(same.dtype)) / same.sum(-1, keepdim=True)).to(grid.dtype)
+
+    def _restore(self, state: StateRecord) -> torch.Tensor:
+        now = next(value for node, value in self.env.items() if node.name == state.name)
+        for site in reversed(range(self.level[state.name])):
+            now = self._undo(state, now, site)
+        return now
+
+    def _undo(self, state: StateRecord, now: torch.Tensor, site: int) -> torch.Tensor:
+        mode, owner = self.record.config.restore, self.owners[site]
+        if mode == "copy":
+            return now
+        entered, left = (_grid(x[site], self.states[self.record.sites[site].state]) for x in (self.entered, self.left))
+        if mode == "delta":
+            return on_grid(now, state, lambda grid: entered + (grid - left))
+        earlier = self.owners[site - 1] if site else torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
+        lives = (owner == earlier).unsqueeze(-1)
+        return on_grid(now, state, lambda grid: torch.where(lives, grid, entered))
+
+    def _attend(self, n: fx.Node, hook: HookRecord) -> torch.Tensor:
+        """Attention with dropped keys masked out, then each dropped row copied from its owner."""
+        args, named = self.fetch_args_kwargs_from_env(n)
+        kwargs = dict(named)
+        owner = self.owners[self.passed - 1]
+        size = torch.zeros_like(owner, dtype=torch.float32).scatter_add(1, owner, torch.ones_like(owner).float())
+        bias = size.log() if self.record.config.proportional_attention else torch.where(size > 0, 0.0, -torch.inf)
+        bias = torch.nn.functional.pad(bias, (hook.before, hook.after))
+        if n.target is torch.ops.aten.scaled_dot_product_attention.default:
+            mask = args[3] if len(args) > 3 else kwargs.pop("attn_mask", None)
+            added = _per_query(bias, args[0]).to(args[0].dtype)
+            if mask is not None:
+                mask = torch.zeros_like(mask, dtype=added.dtype).masked_fill(~mask, -torch.inf) \
+                    if mask.dtype == torch.bool else mask
+                added = added + mask
+            args = (*args[:3], added, *args[4:])
+        else:
+            args = (args[0] + _per_query(bias, args[0]).to(args[0].dtype), *args[1:])
+        result = getattr(self, n.op)(n.target, args, kwargs)
+        index = torch.arange(bias.shape[1], device=owner.device).repeat(owner.shape[0], 1)
+        index[:, hook.before : bias.shape[1] - hook.after] = owner + hook.before
+        index = _per_query(index, result).transpose(-2, -1)
+        return result.gather(-2, index.expand_as(result))
+
+
+def rows(x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """x[b, owner[b, n]], [B, N, C]."""
+    return torch.stack([image[index] for image, index in zip(x, owner, strict=True)]) if len(x) else x
+
+
+def on_grid(x: torch.Tensor, state: StateRecord, change: Any) -> torch.Tensor:
+    """Apply `change` to the grid tokens [B, N, C] of a state; prefix and suffix stay."""
+    moved = x.movedim((state.batch_dim, state.token_dim), (0, 1))
+    stop = moved.shape[1] - state.after
+    parts = [moved[:, : state.before], change(moved[:, state.before : stop]), moved[:, stop:]]
+    return torch.cat(parts, dim=1).movedim((0, 1), (state.batch_dim, state.token_dim))
+
+
+def _grid(x: torch.Tensor, state: StateRecord) -> torch.Tensor:
+    moved = x.movedim((state.batch_dim, state.token_dim), (0, 1))
+    return moved[:, state.before : moved.shape[1] - state.after]
+
+
+def _per_query(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[B, L] as [.., 1, L] that lines up with `like` [.., rows, columns], whose axes before may merge B and H."""
+    batch, lead = values.shape[0], like.shape[:-2]
+    at = next(i for i, size in enumerate(lead) if size % batch == 0 and size >= batch)
+    wide = values.repeat_interleave(lead[at] // batch, 0)
+    shape = [1] * like.ndim
+    shape[at], shape[-1] = wide.shape
+    return wide.reshape(shape)

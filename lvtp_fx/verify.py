@@ -1,0 +1,113 @@
+"""`verify`: does the pruned graph compute what the dense model computes when told the same decisions?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from lvtp_fx import example_inputs as examples
+from lvtp_fx.capture import capture
+from lvtp_fx.decisions import Decision, observe, original, run_flat
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.oracle import Oracle
+from lvtp_fx.record import StateRecord
+
+# Largest error relative to the largest entry. Gathered tensors go through other kernels and other orders of sums.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Figures of a successful check.
+
+    Attributes:
+        max_error: largest absolute difference of the outputs, over their largest absolute entry.
+        state_errors: the same for each state of the residual stream on its living tokens, by node.
+        tolerance: what was allowed.
+    """
+
+    max_error: float
+    state_errors: dict[str, float]
+    tolerance: float
+
+
+def verify(
+    model: nn.Module | ExportedProgram, module: nn.Module, example_inputs: Any, *, tolerance: float | None = None
+) -> Verification:
+    """Compare a transformed module with the dense oracle on the same decisions, state by state and at the outputs.
+
+    Args:
+        model: the model that was transformed. module: what `transform` made of it (or its compiled form: then the
+            graph before compilation is checked).
+        example_inputs: as in `transform`; any batch size.
+        tolerance: largest relative error; by default by dtype (float32 2e-4).
+
+    Raises:
+        LvtpError: LVTP301 with the first place where they differ, LVTP302 where `module` is not from `model`.
+    """
+    graph_module, record = original(module)
+    args, kwargs = examples.resolve(model, example_inputs)
+    captured = capture(model, args, kwargs).module
+    output, decided, values = observe(graph_module, example_inputs, [s.pruned_name for s in record.states])
+    known = {node.name for node in captured.graph.nodes}
+    if any(state.name not in known for state in record.states):
+        raise LvtpError(
+            Code.NOT_TRANSFORMED, where=type(model).__name__, expected="the model that was transformed",
+            got="another graph", why="the oracle runs the original graph", hint="pass the same model and image size",
+        )
+    oracle = Oracle(captured, record, decided)
+    expected = run_flat(oracle, captured, args, kwargs)
+    errors: dict[str, float] = {}
+    for state in record.states:
+        errors[state.name] = _compare(
+            f"{state.path or 'the residual stream'} (node {state.name})", _living(values[state.pruned_name], state, None),
+            _living(oracle.seen[state.name], state, decided), tolerance)
+    worst = 0.0
+    pairs = zip(pytree.tree_leaves(output), pytree.tree_leaves(expected), strict=True)
+    for i, (got, want) in enumerate(pairs):
+        if isinstance(want, torch.Tensor):
+            worst = max(worst, _compare(f"output {i}", got, want, tolerance))
+    return Verification(worst, errors, _limit(next(captured.parameters(), torch.zeros(0)).dtype, tolerance))
+
+
+def _living(x: torch.Tensor, state: StateRecord, decided: list[Decision] | None) -> torch.Tensor:
+    """A state as [B, L, C]; of the oracle's, only the tokens that live in the state's space."""
+    moved = x.movedim((state.batch_dim, state.token_dim), (0, 1))
+    if decided is None or not state.space:
+        return moved
+    kept = decided[state.space - 1].kept + state.before
+    stop = moved.shape[1] - state.after
+    body = torch.stack([image[index] for image, index in zip(moved, kept, strict=True)]) if len(moved) else moved
+    return torch.cat([moved[:, : state.before], body, moved[:, stop:]], dim=1)
+
+
+def _compare(where: str, got: torch.Tensor, want: torch.Tensor, tolerance: float | None) -> float:
+    limit = _limit(want.dtype, tolerance)
+    if got.shape != want.shape:
+        raise _mismatch(where, f"shape {tuple(want.shape)}", f"shape {tuple(got.shape)}")
+    if want.numel() == 0:
+        return 0.0
+    wide = torch.float64 if want.dtype == torch.float64 else torch.float32
+    scale = float(want.to(wide).abs().max()) or 1.0
+    error = float((got.to(wide) - want.to(wide)).abs().max()) / scale
+    if not error <= limit:  # a NaN is a mismatch too
+        raise _mismatch(where, f"a relative error of at most {limit:g}", f"{error:g} (largest entry {scale:g})")
+    return error
+
+
+def _limit(dtype: torch.dtype, tolerance: float | None) -> float:
+    return tolerance if tolerance is not None else _TOLERANCE.get(dtype, 0.0)
+
+
+def _mismatch(where: str, expected: str, got: str) -> LvtpError:
+    return LvtpError(
+        Code.VERIFY_MISMATCH, where=where, expected=expected, got=got,
+        why="the pruned graph computes something else than the model does without the dropped tokens",
+        hint="report it with lvtp_fx.explain(model, example_inputs); transform with sites further on, or flops_cut=0, "
+        "to go on meanwhile",
+    )
