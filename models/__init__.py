@@ -1,1 +1,1 @@
-"""."""
+"""Reference segmenters, procedural scenes, decoders, adapters and the bundled checkpoint. Needs `lvtp_fx[models]`."""
