@@ -1,4 +1,7 @@
-"""CamVid, or any folder laid out like it: images/<split>/<id>.jpg, labels/<split>/<id>.png, <split>.txt, meta.json."""
+"""CamVid, or any data set laid out like it, read from a folder.
+
+The photographs are for research use: they are no part of this project, and no picture of them belongs in it.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +12,63 @@ import numpy as np
 import torch
 from PIL import Image
 
+LAYOUT = "meta.json, <split>.txt, images/<split>/<id>.jpg and labels/<split>/<id>.png"
+
 
 class DatasetMissingError(FileNotFoundError):
-    """The folder is not there, or is not laid out as expected."""
+    """The folder or a part of it is not there; the message says which, and what was expected."""
 
 
-class CamVid:
-    """Images and labels of one split, resized to the size a model expects.
+class CamVid(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """One split, in the order of <split>.txt, resized to the size that a model expects.
 
-    `dataset[i]` is (image float32 [3, H, W] in [0, 1], label int64 [H, W]).
+    `dataset[i]` is (image float32 [3, H, W] in [0, 1], label int64 [H, W], `ignore_index` where there is no class).
+    Images are resized bilinearly with Pillow, whose filter widens as it shrinks (antialias); labels take the
+    nearest pixel.
 
-    Args:
-        folder: the data set. split: "train", "val" or "test". img_size: (height, width) in pixels.
-
-    Raises:
-        DatasetMissingError: where a file that is needed is missing.
+    Attributes:
+        ids: names of the images. class_names: one name a class. classes: number of classes C.
+        ignore_index: label of the pixels that have no class.
     """
 
     def __init__(self, folder: str | Path, split: str, img_size: tuple[int, int]) -> None:
+        """Args:
+            folder: holds meta.json, <split>.txt, images/<split>/<id>.jpg and labels/<split>/<id>.png (8 bit).
+            split: "train", "val" or "test".
+            img_size: (height, width) in pixels.
+
+        Raises:
+            DatasetMissingError: the folder, the split or one of its files is missing.
+        """
         self.folder, self.split, self.img_size = Path(folder), split, img_size
-        listing, meta = self.folder / f"{split}.txt", self.folder / "meta.json"
-        for path in (self.folder, listing, meta):
+        needed = ("meta.json", f"{split}.txt", f"images/{split}", f"labels/{split}")
+        for path in (self.folder, *(self.folder / name for name in needed)):
             if not path.exists():
-                raise DatasetMissingError(
-                    f"{path} is missing: expected a folder with images/, labels/, {split}.txt and meta.json")
-        self.ids = listing.read_text().split()
-        self.class_names: list[str] = list(json.loads(meta.read_text())["classes"])
+                raise DatasetMissingError(f"{path} is missing: expected a folder with {LAYOUT}")
+        meta = json.loads((self.folder / "meta.json").read_text())
+        self.ids = (self.folder / f"{split}.txt").read_text().split()
+        self.classes: int = meta["num_classes"]
+        self.ignore_index: int = meta["ignore_index"]
+        self.class_names: list[str] = list(meta["classes"])[: self.classes]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         name = self.ids[index]
-        size = (self.img_size[1], self.img_size[0])
-        with Image.open(self.folder / "images" / self.split / f"{name}.jpg") as file:
-            image = np.asarray(file.convert("RGB").resize(size, Image.Resampling.BILINEAR))
-        with Image.open(self.folder / "labels" / self.split / f"{name}.png") as file:
-            label = np.asarray(file.resize(size, Image.Resampling.NEAREST))
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-        return pixels, torch.from_numpy(label.astype(np.int64))
+        with self._open(f"images/{self.split}/{name}.jpg") as file:
+            image = self._array(file.convert("RGB"), Image.Resampling.BILINEAR)
+        with self._open(f"labels/{self.split}/{name}.png") as file:
+            label = self._array(file, Image.Resampling.NEAREST)
+        return image.permute(2, 0, 1).float() / 255, label.long()
+
+    def _open(self, name: str) -> Image.Image:
+        try:
+            return Image.open(self.folder / name)
+        except FileNotFoundError as error:
+            path = self.folder / name
+            raise DatasetMissingError(f"{path} is missing, though {self.split}.txt names it") from error
+
+    def _array(self, picture: Image.Image, filter_: Image.Resampling) -> torch.Tensor:
+        height, width = self.img_size
+        return torch.from_numpy(np.array(picture.resize((width, height), filter_)))

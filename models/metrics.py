@@ -9,10 +9,10 @@ import torch.nn.functional as F
 def boundary_band(label: torch.Tensor, boundary_px: int, ignore_index: int | None = None) -> torch.Tensor:
     """The pixels that lie within `boundary_px` of a class boundary.
 
-    A boundary runs between two 4-neighbours that both have a class, and not the same one: the rim of an ignored
-    region says where an annotator stopped, not where a class ends, so it is no boundary. Distance is Chebyshev's
-    (what a square dilation gives), counted in pixels from the line: the two pixels that touch the line are 1 px
-    from it, so the band of a straight boundary is 2 * boundary_px pixels across.
+    A boundary runs between two 4-neighbours that both have a class, and not the same one: the rim of an
+    ignored region says where an annotator stopped, not where a class ends, so it is no boundary. Distance is
+    Chebyshev's (what a square dilation gives), counted in pixels from the line: the two pixels that touch the
+    line are 1 px from it, so the band of a straight boundary is 2 * boundary_px pixels across.
 
     Args:
         label: [B, H, W] int64, `ignore_index` where there is no class.
@@ -45,12 +45,12 @@ def boundary_band(label: torch.Tensor, boundary_px: int, ignore_index: int | Non
 class SegmentationMeter:
     """Streaming IoU, over all pixels and over those near class boundaries.
 
-    The counts are exact, so neither the order nor the size of the batches matters. A class with no pixel in the
-    labels nor in the predictions is left out of the means: it was never asked for and never claimed.
+    The counts are exact, so neither the order nor the size of the batches matters. A class with no pixel in
+    the labels nor in the predictions is left out of the means: it was never asked for and never claimed.
 
     Attributes:
-        confusion, boundary_confusion: [C, C] int64 on the CPU, rows the label, columns the prediction; of all pixels,
-            and of those in `boundary_band`. Ignored pixels are in neither.
+        confusion, boundary_confusion: [C, C] int64 on the CPU, rows the label, columns the prediction; of all
+            pixels, and of those in `boundary_band`. Ignored pixels are in neither.
     """
 
     def __init__(self, classes: int, ignore_index: int | None = None, boundary_px: int = 3) -> None:
@@ -77,7 +77,7 @@ class SegmentationMeter:
             label: [B, H, W] int64 in [0, C), or `ignore_index`.
 
         Raises:
-            ValueError: shapes differ, or the class of a counted pixel is out of range; nothing is counted then.
+            ValueError: shapes differ, or a counted pixel's class is out of range; nothing is counted then.
         """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction is {list(prediction.shape)}, label is {list(label.shape)}")
@@ -121,7 +121,7 @@ def agreement(
 
     Args:
         a, b: [B, H, W] int64 predictions.
-        label: [B, H, W] int64; with `ignore_index`, its ignored pixels are left out. Without, every pixel counts.
+        label: [B, H, W] int64; with `ignore_index`, its ignored pixels are left out. None counts every pixel.
 
     Returns:
         The share; NaN where no pixel is left.
