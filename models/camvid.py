@@ -22,7 +22,7 @@ class DatasetMissingError(FileNotFoundError):
 class CamVid(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """One split, in the order of <split>.txt, resized to the size that a model expects.
 
-    `dataset[i]` is (image float32 [3, H, W] in [0, 1], label int64 [H, W], `ignore_index` where there is no class).
+    `dataset[i]` is (image, label): float32 [3, H, W] in [0, 1], and int64 [H, W]; `ignore_index` is no class.
     Images are resized bilinearly with Pillow, whose filter widens as it shrinks (antialias); labels take the
     nearest pixel.
 

@@ -51,6 +51,8 @@ class SegmentationMeter:
     Attributes:
         confusion, boundary_confusion: [C, C] int64 on the CPU, rows the label, columns the prediction; of all
             pixels, and of those in `boundary_band`. Ignored pixels are in neither.
+        agreeing, compared: pixels whose prediction equals the reference it was compared with, and all that
+            were compared.
     """
 
     def __init__(self, classes: int, ignore_index: int | None = None, boundary_px: int = 3) -> None:
@@ -68,13 +70,17 @@ class SegmentationMeter:
         self.classes, self.ignore_index, self.boundary_px = classes, ignore_index, boundary_px
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
         self.boundary_confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        self.agreeing = self.compared = 0
 
-    def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+    def update(
+        self, prediction: torch.Tensor, label: torch.Tensor, reference: torch.Tensor | None = None
+    ) -> None:
         """Count one batch.
 
         Args:
             prediction: [B, H, W] int64 in [0, C).
             label: [B, H, W] int64 in [0, C), or `ignore_index`.
+            reference: [B, H, W] int64, another model's prediction to count the agreement with.
 
         Raises:
             ValueError: shapes differ, or a counted pixel's class is out of range; nothing is counted then.
@@ -85,6 +91,9 @@ class SegmentationMeter:
         valid = _valid(label, self.ignore_index)
         self._check("prediction", prediction[valid])
         self._check("label", label[valid])
+        if reference is not None:
+            agreeing, compared = _agreeing(prediction, reference, valid)
+            self.agreeing, self.compared = self.agreeing + agreeing, self.compared + compared
         cell = label * self.classes + prediction
         self.confusion += self._counts(cell[valid])
         self.boundary_confusion += self._counts(cell[valid & band])
@@ -104,6 +113,10 @@ class SegmentationMeter:
     def pixel_accuracy(self) -> float:
         """Share of right pixels, in [0, 1]; NaN before any pixel."""
         return float(self.confusion.trace().double() / self.confusion.sum())
+
+    def agreement(self) -> float:
+        """Share of pixels, in [0, 1], equal to the references; NaN where there were none."""
+        return self.agreeing / self.compared if self.compared else float("nan")
 
     def _check(self, name: str, values: torch.Tensor) -> None:
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < self.classes:
@@ -129,20 +142,17 @@ def agreement(
     Raises:
         ValueError: shapes differ.
     """
-    equal, counted = agreeing_pixels(a, b, label, ignore_index)
-    return equal / counted if counted else float("nan")
+    if label is not None and label.shape != a.shape:
+        raise ValueError(f"shapes differ: {list(a.shape)} and {list(label.shape)}")
+    valid = torch.ones_like(a, dtype=torch.bool) if label is None else _valid(label, ignore_index)
+    agreeing, compared = _agreeing(a, b, valid)
+    return agreeing / compared if compared else float("nan")
 
 
-def agreeing_pixels(
-    a: torch.Tensor, b: torch.Tensor, label: torch.Tensor | None = None, ignore_index: int | None = None
-) -> tuple[int, int]:
-    """Equal pixels and counted pixels of `agreement`: whole numbers, to be added up over batches."""
-    for other in (b, label):
-        if other is not None and other.shape != a.shape:
-            raise ValueError(f"shapes differ: {list(a.shape)} and {list(other.shape)}")
-    equal = a == b
-    if label is not None:
-        equal = equal[_valid(label, ignore_index)]
+def _agreeing(a: torch.Tensor, b: torch.Tensor, valid: torch.Tensor) -> tuple[int, int]:
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")
+    equal = (a == b)[valid]
     return int(equal.sum()), equal.numel()
 
 
