@@ -1,0 +1,160 @@
+"""Segmenters from encoders that users already have: timm, torchvision, hand-written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lvtp_fx.models.decoders import HEADS
+
+Head = Literal["linear", "mask", "dpt"]
+
+
+class TokenEncoder(Protocol):
+    """An encoder that gives its final patch tokens, and patch tokens after chosen blocks."""
+
+    C: int
+    grid: tuple[int, int]
+    img_size: tuple[int, int]
+    depth: int
+
+    def tokens(self, image: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] to [B, N, C], final norm applied, prefix dropped."""
+
+    def taps(self, image: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """[B, N, C] after each of `blocks`."""
+
+
+class EncoderSegmenter(nn.Module):
+    """An encoder and a decoder: [B, 3, H, W] to logits [B, classes, H, W]."""
+
+    def __init__(self, encoder: TokenEncoder, head: Head, classes: int) -> None:
+        super().__init__()
+        self.encoder = cast(Any, encoder)
+        self.img_size, self.kind = encoder.img_size, head
+        self.head = HEADS[head](encoder.C, classes, encoder.grid)
+        self.tap_blocks = [encoder.depth * (i + 1) // 4 - 1 for i in range(4)]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.kind == "dpt":
+            planes = self.head(self.encoder.taps(image, self.tap_blocks))
+        else:
+            planes = self.head(self.encoder.tokens(image))
+        return F.interpolate(planes, size=self.img_size, mode="bilinear", align_corners=False)
+
+
+class TimmEncoder(nn.Module):
+    """Any timm model with `forward_features` and `forward_intermediates` over one token grid; random weights."""
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError("timm models need the extra: pip install 'lvtp_fx[models]'") from error
+        self.model = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+        self.C, self.depth = self.model.num_features, len(self.model.blocks)
+        self.grid: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
+        self.img_size: tuple[int, int] = tuple(self.model.patch_embed.img_size)
+
+    def tokens(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model.forward_features(image)[:, self.model.num_prefix_tokens :]
+        return out
+
+    def taps(self, image: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        out: list[torch.Tensor] = self.model.forward_intermediates(
+            image, indices=list(blocks), output_fmt="NLC", intermediates_only=True, norm=True)
+        return out
+
+
+class TorchvisionEncoder(nn.Module):
+    """torchvision's VisionTransformer (nn.MultiheadAttention); keyword arguments are its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        try:
+            from torchvision.models import VisionTransformer
+        except ImportError as error:
+            raise ImportError("torchvision models need the extra: pip install 'lvtp_fx[models]'") from error
+        self.model = VisionTransformer(**kwargs)
+        self.C, self.depth = self.model.hidden_dim, len(self.model.encoder.layers)
+        side = self.model.image_size // self.model.patch_size
+        self.grid, self.img_size = (side, side), (self.model.image_size, self.model.image_size)
+
+    def _embedded(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.model._process_input(image)
+        x = torch.cat([self.model.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return x + self.model.encoder.pos_embedding
+
+    def tokens(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model.encoder.ln(self.model.encoder.layers(self._embedded(image)))[:, 1:]
+        return out
+
+    def taps(self, image: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        x, taps = self._embedded(image), []
+        for i, layer in enumerate(self.model.encoder.layers):
+            x = layer(x)
+            if i in blocks:
+                taps.append(x[:, 1:])
+        return taps
+
+
+class _ExplicitBlock(nn.Module):
+    def __init__(self, C: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.q, self.k, self.v, self.proj = (nn.Linear(C, C) for _ in range(4))
+        self.up, self.down = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, N, C = x.shape
+        y = self.norm1(x)
+        q, k, v = (layer(y).view(B, N, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        attention = (q @ k.transpose(-2, -1) / (C // self.heads) ** 0.5).softmax(dim=-1)
+        x = x + self.proj((attention @ v).transpose(1, 2).reshape(B, N, C))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class ExplicitEncoder(nn.Module):
+    """A hand-written ViT with attention spelled out as softmax(q k^T) v, and no prefix token."""
+
+    def __init__(self, img_size: int = 128, patch_size: int = 16, C: int = 64, depth: int = 4, heads: int = 2) -> None:
+        super().__init__()
+        side = img_size // patch_size
+        self.C, self.depth, self.grid, self.img_size = C, depth, (side, side), (img_size, img_size)
+        self.embed = nn.Conv2d(3, C, patch_size, patch_size)
+        self.position = nn.Parameter(torch.randn(1, side * side, C) * 0.02)
+        self.blocks = nn.ModuleList(_ExplicitBlock(C, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(C)
+
+    def tokens(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.taps(image, [self.depth - 1])[0])
+        return out
+
+    def taps(self, image: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+        x, taps = self.embed(image).flatten(2).transpose(1, 2) + self.position, []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in blocks:
+                taps.append(x)
+        return taps
+
+
+def timm_segmenter(name: str, head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:
+    """A timm backbone with random weights and a decoder, in eval mode; keyword arguments are timm's."""
+    return EncoderSegmenter(TimmEncoder(name, **kwargs), head, classes).eval()
+
+
+def torchvision_segmenter(head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:
+    """torchvision's VisionTransformer with random weights and a decoder, in eval mode."""
+    return EncoderSegmenter(TorchvisionEncoder(**kwargs), head, classes).eval()
+
+
+def explicit_segmenter(head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:
+    """The hand-written ViT with a decoder, in eval mode."""
+    return EncoderSegmenter(ExplicitEncoder(**kwargs), head, classes).eval()

@@ -1,0 +1,90 @@
+"""Decoders that turn tokens into logits: linear, Segmenter's mask transformer, a DPT-like head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lvtp_fx.models.segmenter import Block
+
+
+def as_planes(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """[B, N, C] to [B, C, rows, columns]."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+class LinearHead(nn.Module):
+    """One linear layer a token: [B, N, C] to [B, classes, rows, columns]."""
+
+    def __init__(self, C: int, classes: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid, self.proj = grid, nn.Linear(C, classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return as_planes(self.proj(tokens), self.grid)
+
+
+class MaskTransformerHead(nn.Module):
+    """Class embeddings attend together with the patch tokens; masks are scalar products of the two.
+
+    After Segmenter (arXiv 2105.05633, section 3.2). [B, N, C] to [B, classes, rows, columns].
+    """
+
+    def __init__(self, C: int, classes: int, grid: tuple[int, int], depth: int = 2, heads: int = 2) -> None:
+        super().__init__()
+        self.grid, self.classes = grid, classes
+        self.embed = nn.Linear(C, C)
+        self.queries = nn.Parameter(torch.randn(1, classes, C) * 0.02)
+        self.blocks = nn.Sequential(*(Block(C, heads, 4) for _ in range(depth)))
+        self.norm, self.mask_norm = nn.LayerNorm(C), nn.LayerNorm(classes)
+        self.patch_proj, self.class_proj = nn.Linear(C, C, bias=False), nn.Linear(C, C, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.embed(tokens), self.queries.expand(tokens.shape[0], -1, -1)], dim=1)
+        x = self.norm(self.blocks(x))
+        patches = F.normalize(self.patch_proj(x[:, : -self.classes]), dim=-1)
+        classes = F.normalize(self.class_proj(x[:, -self.classes :]), dim=-1)
+        return as_planes(self.mask_norm(patches @ classes.transpose(1, 2)), self.grid)
+
+
+class _Refine(nn.Module):
+    """Residual convolution unit."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+class DPTHead(nn.Module):
+    """Taps from four depths, resampled to four strides and fused from coarse to fine.
+
+    After DPT (arXiv 2103.13413, section 3). Four [B, N, C] to [B, classes, 4 * rows, 4 * columns].
+    """
+
+    def __init__(self, C: int, classes: int, grid: tuple[int, int], width: int = 32) -> None:
+        super().__init__()
+        self.grid = grid
+        self.resample = nn.ModuleList([
+            nn.ConvTranspose2d(C, width, 4, 4), nn.ConvTranspose2d(C, width, 2, 2),
+            nn.Conv2d(C, width, 1), nn.Conv2d(C, width, 3, 2, 1),
+        ])
+        self.refine = nn.ModuleList(_Refine(width) for _ in range(4))
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, taps: Sequence[torch.Tensor]) -> torch.Tensor:
+        levels = [layer(as_planes(tap, self.grid)) for layer, tap in zip(self.resample, taps, strict=True)]
+        x = self.refine[3](levels[3])
+        for level, refine in zip(reversed(levels[:3]), reversed(self.refine[:3]), strict=True):
+            x = F.interpolate(x, size=level.shape[-2:], mode="bilinear", align_corners=False)
+            x = refine(x + level)
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead, "mask": MaskTransformerHead, "dpt": DPTHead}
