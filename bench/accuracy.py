@@ -74,7 +74,7 @@ def find_images(data: str, split: str, spec: Spec, limit: int | None) -> tuple[I
     images: Images
     if data == SCENES:
         if spec.img_size[0] != spec.img_size[1]:
-            raise ValueError(f"scenes are square, the checkpoint takes {spec.img_size}: name its data by --data")
+            raise ValueError(f"scenes are square, the checkpoint takes {spec.img_size}: name its --data")
         images = HeldOutScenes(spec.img_size[0], limit or 256)
         names, ignore_index = list(CLASS_NAMES), None
     else:

@@ -58,7 +58,7 @@ def table(found: Sequence[Row], class_names: Sequence[str], boundary_px: int, ti
     add("agreement with dense, %", lambda row: row.agreement, lambda share, _: f"{100 * share:.2f}")
     add("pixel accuracy, %", lambda row: row.pixel_accuracy, _points)
     add("mIoU, %", lambda row: row.miou, _points)
-    add(f"mIoU within {boundary_px} px of a class boundary, %", lambda row: row.boundary_miou, _points)
+    add(f"boundary mIoU ({boundary_px} px), %", lambda row: row.boundary_miou, _points)
     result.add_section()
     for i, name in enumerate(class_names):
         add(f"IoU {name}, %", lambda row, i=i: row.iou_per_class[i], _points)  # type: ignore[misc]

@@ -22,7 +22,7 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 def figures(tmp_path: Path, *arguments: object) -> list[dict[str, object]]:
     done = bench(*arguments, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
-    assert "mIoU within 3 px of a class boundary" in done.stdout
+    assert "boundary mIoU (3 px)" in done.stdout
     rows: list[dict[str, object]] = json.loads((tmp_path / "figures.json").read_text())["rows"]
     return rows
 

@@ -1,0 +1,183 @@
+"""The bundled segmenter on scenes it has never seen, dense against pruned: cost, latency, quality, a picture.
+
+    python -m lvtp_fx.demo --out out/demo.png --flops-cut 0.35
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+import lvtp_fx
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from lvtp_fx._picture import Rows, draw
+    from lvtp_fx.models.checkpoint import load_bundled
+    from lvtp_fx.models.metrics import SegmentationMeter
+    from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
+    from lvtp_fx.models.train import HELD_OUT
+except ImportError as error:
+    raise ImportError("the demo needs more than torch: pip install 'lvtp_fx[demo]'") from error
+
+EXAMPLES = 3  # rows of the picture
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one batch: median and quartiles in milliseconds."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Latency:
+        low, median, high = statistics.quantiles(times_ms, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def compiled(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> tuple[Run, Run, str]:
+    """Both modules through torch.compile(fullgraph=True), run once, and how they were made.
+
+    They come back as they are where the machine has no C++ compiler, which Inductor needs on a CPU.
+    """
+    dense: Run = torch.compile(model, fullgraph=True)
+    try:
+        dense(x)
+    except TorchDynamoException as error:
+        # The plain model fails: it is the machine. Where only the pruned one fails, that is an error.
+        return model, fast, f"eager (torch.compile needs a C++ compiler, here: {type(error).__name__})"
+    pruned: Run = torch.compile(fast, fullgraph=True)
+    pruned(x)
+    return dense, pruned, "torch.compile, fullgraph"
+
+
+def latencies(runs: Sequence[Run], x: torch.Tensor, rounds: int, warm_up: int = 3) -> list[Latency]:
+    """Time the runs in turn, A B A B, so that a machine that slows down slows all of them down."""
+    times_ms: list[list[float]] = [[] for _ in runs]
+    for turn in range(warm_up + rounds):
+        for run, found in zip(runs, times_ms, strict=True):
+            start = time.perf_counter()
+            run(x)
+            if turn >= warm_up:
+                found.append(1e3 * (time.perf_counter() - start))
+    return [Latency.of(found) for found in times_ms]
+
+
+def predict(run: Run, x: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Classes [B, H, W] of normalised images, in full batches: B is a multiple of `batch_size`."""
+    return torch.cat([run(part).argmax(1) for part in x.split(batch_size)])
+
+
+def block_table(report: lvtp_fx.Report) -> Table:
+    """Tokens of each block's attention."""
+    table = Table("block", title="tokens an attention block runs over")
+    for name in ("dense", "pruned"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for block in report.blocks:
+        dropped = "then tokens are dropped" if block.site else ""
+        table.add_row(block.path, str(block.tokens_dense), str(block.tokens), dropped)
+    return table
+
+
+def figure_table(
+    title: str, report: lvtp_fx.Report, times: Sequence[Latency], meters: Sequence[SegmentationMeter]
+) -> Table:
+    """Dense against pruned: everything that was measured."""
+    table = Table("", title=title)
+    for name in ("dense", "pruned", "change"):
+        table.add_column(name, justify="right")
+    dense, pruned = times
+    for name, before, after in (
+        ("GFLOPs", report.gflops_dense, report.gflops_pruned),
+        ("GFLOPs, encoder", report.gflops_encoder_dense, report.gflops_encoder_pruned),
+    ):
+        table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after / before - 1:+.1%}")
+    speed = f"{dense.median_ms / pruned.median_ms:.2f}x speed"
+    table.add_row("latency_ms, median", f"{dense.median_ms:.1f}", f"{pruned.median_ms:.1f}", speed)
+    table.add_row("latency_ms, quartiles", *(f"{t.low_ms:.1f} to {t.high_ms:.1f}" for t in times))
+    for name, before, after in (
+        ("mIoU, %", *(meter.miou() for meter in meters)),
+        (f"boundary mIoU ({meters[0].boundary_px} px), %", *(meter.boundary_miou() for meter in meters)),
+    ):
+        change = f"{100 * (after - before):+.2f} points"
+        table.add_row(name, f"{100 * before:.2f}", f"{100 * after:.2f}", change)
+    table.add_row("agreement with dense, %", "", f"{100 * meters[1].agreement():.2f}")
+    return table
+
+
+@contextmanager
+def step(progress: Progress, text: str) -> Iterator[None]:
+    """A line with a clock while the work inside goes on."""
+    task = progress.add_task(text, total=1)
+    yield
+    progress.update(task, completed=1)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("out/demo.png"),
+    flops_cut: Annotated[float, typer.Option(help="share of the FLOPs to save, in [0, 1)")] = 0.35,
+    batch_size: Annotated[int, typer.Option(min=1, help="images a batch")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="held-out scenes to score, in full batches")] = 64,
+    rounds: Annotated[int, typer.Option(min=2, help="timed runs of each model")] = 20,
+) -> None:
+    """Prune the bundled segmenter, check it, time it, score it, and draw what it does."""
+    console = Console()
+    columns = (SpinnerColumn(finished_text="*"), TextColumn("{task.description}"), TimeElapsedColumn())
+    count = -(-images // batch_size) * batch_size
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        with step(progress, f"make {count} scenes"):
+            model, spec = load_bundled()
+            scenes, labels = make_batch(range(HELD_OUT, HELD_OUT + count), spec.img_size[0])
+            x = spec.preprocess(scenes)
+        with step(progress, "transform"):
+            fast = lvtp_fx.transform(model, (x[:1],), flops_cut=flops_cut)
+        with step(progress, "verify against the dense oracle"):
+            check = lvtp_fx.verify(model, fast, (x[:2],))
+        with torch.inference_mode():
+            with step(progress, "compile both"):
+                *runs, how = compiled(model, fast, x[:batch_size])
+            with step(progress, f"time both, {rounds} rounds in turn"):
+                times = latencies(runs, x[:batch_size], rounds)
+            with step(progress, f"score {count} scenes"):
+                dense, pruned = (predict(run, x, batch_size) for run in runs)
+        meters = [SegmentationMeter(spec.classes, spec.ignore_index) for _ in runs]
+        for meter, prediction in zip(meters, (dense, pruned), strict=True):
+            meter.update(prediction, labels, dense)
+        with step(progress, "draw"):
+            report: lvtp_fx.Report = fast.report
+            title = (f"lvtp_fx: {report.flops_cut:.0%} fewer FLOPs, "
+                     f"{times[0].median_ms / times[1].median_ms:.2f}x the speed, "
+                     f"{meters[1].agreement():.1%} of the pixels predicted as before")
+            shown = slice(0, EXAMPLES)  # the first ones, not chosen ones
+            decisions = lvtp_fx.decisions(fast, (x[shown],))
+            rows = Rows(scenes[shown], dense[shown], pruned[shown], decisions, report.grid)
+            draw(out, rows, CLASS_NAMES, PALETTE, title)
+    console.print(block_table(report))
+    console.print(figure_table(f"{count} held-out scenes of {spec.img_size[0]} px", report, times, meters))
+    threads = torch.get_num_threads()
+    console.print(f"latency of one batch of {batch_size}: {rounds} rounds in turn, {threads} threads, {how}\n"
+                  f"verified: largest relative error {check.max_error:.1e}, {check.tolerance:.0e} allowed\n"
+                  f"written: {out}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,73 @@
+"""The demo: its parts, and one short run from end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lvtp_fx._picture import Rows, draw
+from lvtp_fx.decisions import Decision
+from lvtp_fx.demo import Latency, latencies, predict
+
+
+def test_latency_is_median_and_quartiles() -> None:
+    assert Latency.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Latency(3.0, 2.0, 4.0)
+
+
+def test_runs_take_turns() -> None:
+    calls: list[str] = []
+
+    def run(name: str) -> torch.Tensor:
+        calls.append(name)
+        return torch.zeros(1)
+
+    times = latencies([lambda _: run("A"), lambda _: run("B")], torch.zeros(1), rounds=3, warm_up=1)
+    assert "".join(calls) == "ABABABAB"
+    assert all(0 < t.low_ms <= t.median_ms <= t.high_ms for t in times)
+
+
+def test_predict_goes_batch_by_batch() -> None:
+    sizes: list[int] = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return x
+
+    x = torch.randn(6, 3, 4, 4)
+    assert torch.equal(predict(run, x, 2), x.argmax(1))
+    assert sizes == [2, 2, 2]
+
+
+@pytest.mark.parametrize("sites", [0, 2])
+def test_picture_has_a_row_an_image_and_a_column_a_site(tmp_path: Path, sites: int) -> None:
+    kept = [torch.arange(6 - i).expand(2, -1) for i in range(sites)]
+    decisions = [Decision(f"blocks.{i}", k, torch.zeros(2, 6, dtype=torch.int64)) for i, k in enumerate(kept)]
+    labels = torch.randint(0, 2, (2, 16, 24))
+    rows = Rows(torch.rand(2, 3, 16, 24), labels, 1 - labels, decisions, (2, 3))
+    path = tmp_path / "new" / "picture.png"
+    draw(path, rows, ("a", "b"), ((255, 0, 0), (0, 0, 255)), "title")
+    width, height = Image.open(path).size
+    assert width == (4 + sites) * 228
+    assert height < width
+
+
+def test_demo_runs_and_says_what_it_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lvtp_fx.demo", "--out", str(tmp_path / "demo.png"), "--images", "4",
+               "--batch-size", "2", "--rounds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for figure in ("GFLOPs", "latency_ms, median", "mIoU", "agreement with dense", "verified"):
+        assert figure in done.stdout
+    assert Image.open(tmp_path / "demo.png").size[0] > 1000
+
+
+def test_core_imports_without_the_demo_extras() -> None:
+    code = ("import sys, lvtp_fx; "
+            "print([m for m in ('matplotlib', 'rich', 'typer', 'timm', 'torchvision') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
