@@ -65,7 +65,7 @@ def draw(
     figure = Figure(figsize=(side * len(titles), inches), dpi=120, facecolor=PAPER)
     axes = figure.subplots(count, len(titles), squeeze=False)
     figure.subplots_adjust(0.004, foot / inches, 0.996, 1 - head / inches, wspace=0.03, hspace=0.03)
-    colours = np.asarray(palette, np.float32) / 255
+    colours: Pixels = np.asarray(palette, np.float32) / np.float32(255)
     for i in range(count):
         for ax, panel in zip(axes[i], _panels(rows, i, colours), strict=True):
             _show(ax, panel, rows.grid)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import nn
@@ -81,7 +81,7 @@ def latencies(runs: Sequence[Run], x: torch.Tensor, rounds: int, warm_up: int = 
 
 def predict(run: Run, x: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Classes [B, H, W] of normalised images, in full batches: B is a multiple of `batch_size`."""
-    return torch.cat([run(part).argmax(1) for part in x.split(batch_size)])
+    return torch.cat([run(part).argmax(1) for part in torch.split(x, batch_size)])
 
 
 def block_table(report: lvtp_fx.Report) -> Table:
@@ -112,10 +112,9 @@ def figure_table(
     speed = f"{dense.median_ms / pruned.median_ms:.2f}x speed"
     table.add_row("latency_ms, median", f"{dense.median_ms:.1f}", f"{pruned.median_ms:.1f}", speed)
     table.add_row("latency_ms, quartiles", *(f"{t.low_ms:.1f} to {t.high_ms:.1f}" for t in times))
-    for name, before, after in (
-        ("mIoU, %", *(meter.miou() for meter in meters)),
-        (f"boundary mIoU ({meters[0].boundary_px} px), %", *(meter.boundary_miou() for meter in meters)),
-    ):
+    near = f"boundary mIoU ({meters[0].boundary_px} px), %"
+    shares = {"mIoU, %": [m.miou() for m in meters], near: [m.boundary_miou() for m in meters]}
+    for name, (before, after) in shares.items():
         change = f"{100 * (after - before):+.2f} points"
         table.add_row(name, f"{100 * before:.2f}", f"{100 * after:.2f}", change)
     table.add_row("agreement with dense, %", "", f"{100 * meters[1].agreement():.2f}")
@@ -161,7 +160,7 @@ def main(
         for meter, prediction in zip(meters, (dense, pruned), strict=True):
             meter.update(prediction, labels, dense)
         with step(progress, "draw"):
-            report: lvtp_fx.Report = fast.report
+            report = cast(lvtp_fx.Report, fast.report)
             title = (f"lvtp_fx: {report.flops_cut:.0%} fewer FLOPs, "
                      f"{times[0].median_ms / times[1].median_ms:.2f}x the speed, "
                      f"{meters[1].agreement():.1%} of the pixels predicted as before")

@@ -1,0 +1,24 @@
+"""Run by the interpreter of an environment that holds the built wheel: is it whole, and does it work?"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+
+import lvtp_fx
+from lvtp_fx.models.checkpoint import load_bundled
+
+folder = Path(sys.argv[1])
+package = Path(lvtp_fx.__file__).parent
+assert package.is_relative_to(folder), f"lvtp_fx comes from {package}, not from the wheel"
+for name in ("passes", "models", "tests", "bench"):
+    assert importlib.util.find_spec(name) is None, f"the wheel installs a top-level {name}"
+assert (package / "py.typed").is_file(), "the wheel has no py.typed"
+model, spec = load_bundled()
+x = spec.preprocess(torch.rand(2, 3, *spec.img_size))
+fast = lvtp_fx.transform(model, (x,), flops_cut=0.3)
+assert fast(x).shape == model(x).shape
+print(f"{package.relative_to(folder)}: the bundled segmenter, {fast.report.flops_cut:.1%} fewer FLOPs")
