@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
 import lvtp_fx
@@ -49,6 +49,15 @@ class Latency:
     def of(cls, times_ms: Sequence[float]) -> Latency:
         low, median, high = statistics.quantiles(times_ms, n=4, method="inclusive")
         return cls(median, low, high)
+
+
+def pruned_graph(model: nn.Module, x: torch.Tensor, flops_cut: float) -> fx.GraphModule:
+    """`transform`; what the user can put right is a message and exit code 2, not a traceback."""
+    try:
+        return lvtp_fx.transform(model, (x,), flops_cut=flops_cut)
+    except lvtp_fx.LvtpError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 def compiled(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> tuple[Run, Run, str]:
@@ -146,7 +155,7 @@ def main(
             scenes, labels = make_batch(range(HELD_OUT, HELD_OUT + count), spec.img_size[0])
             x = spec.preprocess(scenes)
         with step(progress, "transform"):
-            fast = lvtp_fx.transform(model, (x[:1],), flops_cut=flops_cut)
+            fast = pruned_graph(model, x[:1], flops_cut)
         with step(progress, "verify against the dense oracle"):
             check = lvtp_fx.verify(model, fast, (x[:2],))
         with torch.inference_mode():
@@ -163,7 +172,7 @@ def main(
             report = cast(lvtp_fx.Report, fast.report)
             title = (f"lvtp_fx: {report.flops_cut:.0%} fewer FLOPs, "
                      f"{times[0].median_ms / times[1].median_ms:.2f}x the speed, "
-                     f"{meters[1].agreement():.1%} of the pixels predicted as before")
+                     f"{meters[1].agreement():.2%} of the pixels predicted as before")
             shown = slice(0, EXAMPLES)  # the first ones, not chosen ones
             decisions = lvtp_fx.decisions(fast, (x[shown],))
             rows = Rows(scenes[shown], dense[shown], pruned[shown], decisions, report.grid)
