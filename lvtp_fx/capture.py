@@ -63,7 +63,8 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
             except Exception as error:
                 raise _cannot_capture(model, error) from error
             reason = str(dynamic_error).strip().splitlines()[0]
-            return _finish(program, args, kwargs, f"the batch size is fixed, the model does not allow another: {reason}")
+            note = f"the batch size is fixed, the model does not allow another: {reason}"
+            return _finish(program, args, kwargs, note)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
@@ -115,10 +116,11 @@ def _twin(model: nn.Module) -> nn.Module:
 def _plain_modes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
     """Trace without autocast and without the fused encoder ops of nn.MultiheadAttention, which hide the attention."""
     devices = {t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+    device = next(iter(devices), "cpu")
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(next(iter(devices), "cpu"), enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -136,7 +138,8 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         raise LvtpError(
             Code.BAD_EXAMPLE, where="example_inputs", expected="a tensor with a batch of at least one",
             got="no tensor" if not found else f"shape {tuple(found[0].shape)}",
-            why="the batch axis is found from the example", hint="lvtp_fx.transform(model, (torch.rand(1, 3, 224, 224),))",
+            why="the batch axis is found from the example",
+            hint="lvtp_fx.transform(model, (torch.rand(1, 3, 224, 224),))",
         )
     return int(found[0].shape[0])
 

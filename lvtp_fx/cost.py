@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
@@ -20,6 +20,7 @@ from lvtp_fx.strategies import SiteShape, get
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default, aten.baddbmm.default)
+_CPU_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 _CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 
 
@@ -139,11 +140,18 @@ def _grid_tokens(plan: Plan) -> int:
 
 
 def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> float:
-    """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done."""
+    """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done.
+
+    The fused attention of the CPU counts as that of a GPU does; FlopCounterMode itself takes it for free.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fake_args, fake_kwargs = pytree.tree_map(
             lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs))
         )
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
             module(*fake_args, **fake_kwargs)
     return counter.get_total_flops() / batch
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))

@@ -91,7 +91,8 @@ class Report:
             return []
         encoder_cut = 1 - self.gflops_encoder_pruned / self.gflops_encoder_dense if self.gflops_encoder_dense else 0.0
         return [
-            f"GFLOPs an image, whole model: {self.gflops_dense:.3f} -> {self.gflops_pruned:.3f} ({-self.flops_cut:+.1%})",
+            f"GFLOPs an image, whole model: {self.gflops_dense:.3f} -> {self.gflops_pruned:.3f} "
+            f"({-self.flops_cut:+.1%})",
             f"GFLOPs an image, encoder:     {self.gflops_encoder_dense:.3f} -> {self.gflops_encoder_pruned:.3f} "
             f"({-encoder_cut:+.1%})",
         ]

@@ -1,1 +1,4 @@
-"""Reference segmenters, procedural scenes, decoders, adapters and the bundled checkpoint. Needs `lvtp_fx[models]`."""
+"""Reference segmenter, procedural scenes, decoders, adapters and the bundled checkpoint.
+
+Needs `lvtp_fx[models]`.
+"""

@@ -30,10 +30,20 @@ class TokenEncoder(Protocol):
 
 
 class EncoderSegmenter(nn.Module):
-    """An encoder and a decoder: [B, 3, H, W] to logits [B, classes, H, W]."""
+    """An encoder and a decoder: [B, 3, H, W] to logits [B, classes, H, W].
+
+    Raises:
+        ValueError: for an unknown head, no class, or too few blocks for the head.
+    """
 
     def __init__(self, encoder: TokenEncoder, head: Head, classes: int) -> None:
         super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        if classes < 1:
+            raise ValueError(f"classes must be >= 1, got {classes}")
+        if head == "dpt" and encoder.depth < 4:
+            raise ValueError(f"the dpt head taps four blocks, the encoder has {encoder.depth}")
         self.encoder = cast(Any, encoder)
         self.img_size, self.kind = encoder.img_size, head
         self.head = HEADS[head](encoder.C, classes, encoder.grid)
@@ -48,7 +58,12 @@ class EncoderSegmenter(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """Any timm model with `forward_features` and `forward_intermediates` over one token grid; random weights."""
+    """A timm model that keeps one token grid through all blocks, with random weights.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: the model has no such grid.
+    """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__()
@@ -56,7 +71,9 @@ class TimmEncoder(nn.Module):
             import timm
         except ImportError as error:
             raise ImportError("timm models need the extra: pip install 'lvtp_fx[models]'") from error
-        self.model = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+        self.model = cast(Any, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
+        if not all(hasattr(self.model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
+            raise ValueError(f"{name} has no blocks of attention over one grid of patch tokens")
         self.C, self.depth = self.model.num_features, len(self.model.blocks)
         self.grid: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
         self.img_size: tuple[int, int] = tuple(self.model.patch_embed.img_size)
@@ -72,7 +89,13 @@ class TimmEncoder(nn.Module):
 
 
 class TorchvisionEncoder(nn.Module):
-    """torchvision's VisionTransformer (nn.MultiheadAttention); keyword arguments are its own."""
+    """torchvision's VisionTransformer (nn.MultiheadAttention), with random weights.
+
+    Keyword arguments are its own.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
@@ -80,7 +103,7 @@ class TorchvisionEncoder(nn.Module):
             from torchvision.models import VisionTransformer
         except ImportError as error:
             raise ImportError("torchvision models need the extra: pip install 'lvtp_fx[models]'") from error
-        self.model = VisionTransformer(**kwargs)
+        self.model = cast(Any, VisionTransformer(**kwargs))
         self.C, self.depth = self.model.hidden_dim, len(self.model.encoder.layers)
         side = self.model.image_size // self.model.patch_size
         self.grid, self.img_size = (side, side), (self.model.image_size, self.model.image_size)
@@ -88,7 +111,8 @@ class TorchvisionEncoder(nn.Module):
     def _embedded(self, image: torch.Tensor) -> torch.Tensor:
         x = self.model._process_input(image)
         x = torch.cat([self.model.class_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return x + self.model.encoder.pos_embedding
+        out: torch.Tensor = x + self.model.encoder.pos_embedding
+        return out
 
     def tokens(self, image: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.model.encoder.ln(self.model.encoder.layers(self._embedded(image)))[:, 1:]
@@ -117,14 +141,20 @@ class _ExplicitBlock(nn.Module):
         q, k, v = (layer(y).view(B, N, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attention = (q @ k.transpose(-2, -1) / (C // self.heads) ** 0.5).softmax(dim=-1)
         x = x + self.proj((attention @ v).transpose(1, 2).reshape(B, N, C))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        out: torch.Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
 
 
 class ExplicitEncoder(nn.Module):
     """A hand-written ViT with attention spelled out as softmax(q k^T) v, and no prefix token."""
 
-    def __init__(self, img_size: int = 128, patch_size: int = 16, C: int = 64, depth: int = 4, heads: int = 2) -> None:
+    def __init__(
+        self, img_size: int = 128, patch_size: int = 16, C: int = 64, depth: int = 4, heads: int = 2
+    ) -> None:
         super().__init__()
+        if img_size % patch_size or C % heads:
+            raise ValueError(f"img_size {img_size} is no multiple of patch_size {patch_size}, "
+                             f"or C {C} none of heads {heads}")
         side = img_size // patch_size
         self.C, self.depth, self.grid, self.img_size = C, depth, (side, side), (img_size, img_size)
         self.embed = nn.Conv2d(3, C, patch_size, patch_size)

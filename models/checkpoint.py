@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,11 @@ class Spec:
     """What a checkpoint expects and predicts.
 
     Attributes:
-        img_size: (height, width) in pixels. classes: number of classes. ignore_index: label to leave out, or None.
+        img_size: (height, width) in pixels.
+        classes: number of classes.
+        ignore_index: label of the pixels that have no class, or None.
         scale: 255.0 or 1.0, what images in [0, 1] are multiplied by before `mean` and `std` are applied.
+        mean, std: of red, green and blue, on that scale.
         what: one line on the model.
     """
 
@@ -36,21 +39,38 @@ class Spec:
     what: str = ""
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] in [0, 1] to the model's input, same shape, float32."""
-        mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        """Images, float [B, 3, H, W] in [0, 1] of `img_size`, to the model's input, same shape and dtype.
+
+        Raises:
+            ValueError: for another shape, or integers.
+        """
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *self.img_size):
+            raise ValueError(f"images must be [B, 3, {self.img_size[0]}, {self.img_size[1]}], "
+                             f"got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floats in [0, 1], got {images.dtype}")
+        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (images * self.scale - mean) / std
 
 
 class TimmLinear(nn.Module):
-    """A timm encoder and a linear layer on its final patch tokens: [B, 3, H, W] to logits [B, classes, H, W]."""
+    """A timm encoder and a linear layer on its final patch tokens.
 
-    def __init__(self, name: str, kwargs: Mapping[str, Any], img_size: tuple[int, int], classes: int) -> None:
+    [B, 3, H, W] to logits [B, classes, H, W].
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+
+    def __init__(
+        self, name: str, kwargs: Mapping[str, Any], img_size: tuple[int, int], classes: int
+    ) -> None:
         super().__init__()
         try:
             import timm
         except ImportError as error:
             raise ImportError("this checkpoint is a timm model: pip install 'lvtp_fx[models]'") from error
-        self.enc = timm.create_model(name, pretrained=False, **kwargs)
+        self.enc = cast(Any, timm.create_model(name, pretrained=False, **kwargs))
         self.head = nn.Linear(self.enc.num_features, classes)
         self.img_size, self.prefix = img_size, self.enc.num_prefix_tokens
         self.grid: tuple[int, int] = tuple(self.enc.patch_embed.grid_size)
@@ -66,27 +86,40 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
 
     Raises:
         FileNotFoundError: where the folder or one of its files is missing.
-        ValueError: where model.json describes neither kind of model.
+        ImportError: where the model is timm's, and timm is not installed.
+        ValueError: where model.json is not JSON, lacks a field, or describes neither kind of model.
     """
     folder = Path(folder)
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no checkpoint: it has no {name}")
-    card = json.loads((folder / "model.json").read_text())
-    height, width = card["img_size"]
-    norm = card["normalize"]
-    spec = Spec((height, width), card["classes"], card["ignore_index"], 255.0 if norm["scale"] == "0-255" else 1.0,
-                tuple(norm["mean"]), tuple(norm["std"]), card["what"])
-    model: nn.Module
-    if "segmenter" in card:
-        model = Segmenter(SegmenterConfig(**card["segmenter"]))
-    elif "timm_name" in card:
-        kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in card["timm_kwargs"].items()}
-        model = TimmLinear(card["timm_name"], kwargs, spec.img_size, spec.classes)
-    else:
-        raise ValueError(f"{folder / 'model.json'} names neither 'segmenter' nor 'timm_name'")
+            raise FileNotFoundError(
+                f"{folder} is no checkpoint: it has no {name}. A checkpoint is a folder with model.json "
+                "(how to build the model) and model.safetensors (its weights)")
+    try:
+        card = json.loads((folder / "model.json").read_text())
+        spec, model = _spec(card), _model(card)
+    except KeyError as error:
+        raise ValueError(f"{folder / 'model.json'} has no or a wrong {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'model.json'} cannot be read: {error}") from error
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval(), spec
+
+
+def _spec(card: Mapping[str, Any]) -> Spec:
+    norm, (height, width) = card["normalize"], card["img_size"]
+    scales = {"0-1": 1.0, "0-255": 255.0}
+    return Spec((height, width), card["classes"], card["ignore_index"], scales[norm["scale"]],
+                tuple(norm["mean"]), tuple(norm["std"]), card["what"])
+
+
+def _model(card: Mapping[str, Any]) -> nn.Module:
+    if "segmenter" in card:
+        return Segmenter(SegmenterConfig(**card["segmenter"]))
+    if "timm_name" in card:
+        kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in card["timm_kwargs"].items()}
+        return TimmLinear(card["timm_name"], kwargs, tuple(card["img_size"]), card["classes"])
+    raise ValueError("it names neither 'segmenter' nor 'timm_name'")
 
 
 def load_bundled() -> tuple[nn.Module, Spec]:

@@ -13,7 +13,8 @@ from lvtp_fx.models.segmenter import Block
 
 def as_planes(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """[B, N, C] to [B, C, rows, columns]."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    planes: torch.Tensor = tokens.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-untyped-call]
+    return planes
 
 
 class LinearHead(nn.Module):
@@ -58,7 +59,8 @@ class _Refine(nn.Module):
         self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.second(F.relu(self.first(F.relu(x))))
+        out: torch.Tensor = x + self.second(F.relu(self.first(F.relu(x))))
+        return out
 
 
 class DPTHead(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,16 @@ class SegmenterConfig:
     """Shape of a `Segmenter`.
 
     Attributes:
-        img_size: height and width in pixels. patch_size: pixels a token covers along each axis.
-        classes: number of classes. C: channels. depth: blocks. heads: attention heads. mlp_ratio: MLP width over C.
+        img_size: height and width in pixels, a multiple of `patch_size`.
+        patch_size: pixels a token covers along each axis.
+        classes: number of classes.
+        C: channels, a multiple of `heads`.
+        depth: number of blocks.
+        heads: attention heads of a block.
+        mlp_ratio: width of the MLP over C.
+
+    Raises:
+        ValueError: for values below 1, or that are not such multiples.
     """
 
     img_size: int = 192
@@ -27,6 +35,9 @@ class SegmenterConfig:
     mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size {self.img_size} is no multiple of patch_size {self.patch_size}")
         if self.C % self.heads:
@@ -34,6 +45,7 @@ class SegmenterConfig:
 
     @property
     def grid(self) -> int:
+        """Tokens along each axis."""
         return self.img_size // self.patch_size
 
 
@@ -52,14 +64,15 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(attended.transpose(1, 2).reshape(B, N, C))
-        return x + self.mlp(self.norm2(x))
+        out: torch.Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class Segmenter(nn.Module):
     """Image [B, 3, S, S], normalised by `normalize`, to logits [B, classes, S, S].
 
-    One class token is a prefix; each patch token predicts the logits of its own pixels (a linear head and a pixel
-    shuffle).
+    One class token is a prefix; each patch token predicts the logits of its own pixels (a linear head and a
+    pixel shuffle).
     """
 
     def __init__(self, config: SegmenterConfig) -> None:
@@ -84,5 +97,5 @@ class Segmenter(nn.Module):
 
 
 def normalize(image: torch.Tensor) -> torch.Tensor:
-    """Images in [0, 1] to the scale that `Segmenter` was trained on."""
+    """Images [B, 3, H, W] in [0, 1] to the scale that `Segmenter` was trained on, [-2, 2]."""
     return (image - 0.5) / 0.25

@@ -238,7 +238,9 @@ class _Emitter:
 
     def _as_tokens(self, node: fx.Node, label: Label) -> tuple[fx.Node, list[int]]:
         """A state as [B, L, C], and the permutation that did it."""
-        order = sorted(range(3), key=lambda i: 0 if has_kind(label[i], Kind.BATCH) else 1 if token_axes((label[i],)) else 2)
+        batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
+        token = token_axes(label)[0]
+        order = [batch, token, 3 - batch - token]
         if order == [0, 1, 2]:
             return node, order
         return self.graph.call_function(aten.permute.default, (node, order)), order

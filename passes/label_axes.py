@@ -51,7 +51,7 @@ def size_reader(batch: int) -> Any:
         if isinstance(size, int):
             return size
         expression = size.node.expr
-        return int(expression.subs({symbol: batch for symbol in expression.free_symbols}))
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
     return size_of
 

@@ -63,7 +63,8 @@ class SolveCounts:
         best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / self.dense_flops
         first = plan.sites[0].block
         return LvtpError(
-            Code.CUT_UNREACHABLE, where="Config.flops_cut", expected=f"at most {max(best, 0):.3f} for this model and these sites",
+            Code.CUT_UNREACHABLE, where="Config.flops_cut",
+            expected=f"at most {max(best, 0):.3f} for this model and these sites",
             got=f"{plan.config.flops_cut}", why=f"all before block {first} and after the encoder runs on the full grid",
             hint="a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)",
         )

@@ -1,4 +1,4 @@
-"""The models that the laws are tested on: small, random weights made large enough that an error would show."""
+"""The models that the laws are tested on: small, with random weights at which an error would show."""
 
 from __future__ import annotations
 
@@ -16,46 +16,60 @@ HEADS = ("linear", "mask", "dpt")
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: `make(head)` builds it, `build` also randomises it. Images are square, of `size` pixels."""
+    """One encoder: `make(head)` makes a segmenter of it, `build` also randomises it.
+
+    Images are square, of `size` pixels, and give at least 64 tokens. `description`: what is special about it.
+    """
 
     name: str
     size: int
     make: Callable[[Any], nn.Module]
+    description: str
 
     def build(self, head: str = "linear", seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
-        return randomise(self.make(head), seed).eval()
+        """The segmenter in eval mode: [B, 3, size, size] to logits [B, 8, size, size]."""
+        with torch.random.fork_rng():  # what the libraries draw is overwritten
+            model = self.make(head)
+        return randomise(model, seed).eval()
 
     def image(self, batch: int = 2, seed: int = 1) -> torch.Tensor:
         return torch.randn(batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(seed))
 
 
-def _timm(name: str, size: int, **kwargs: Any) -> Entry:
+def _timm(name: str, size: int, description: str) -> Entry:
     def make(head: Any) -> nn.Module:
-        return timm_segmenter(name, head, img_size=size, depth=4, **kwargs)
+        return timm_segmenter(name, head, img_size=size, depth=4, embed_dim=64, num_heads=2)
 
-    return Entry(name, size, make)
+    return Entry(name, size, make, description)
+
+
+def _torchvision(head: Any) -> nn.Module:
+    shape = {"num_layers": 4, "num_heads": 2, "hidden_dim": 64, "mlp_dim": 128}
+    return torchvision_segmenter(head, image_size=128, patch_size=16, **shape)
 
 
 ZOO = {
     entry.name: entry
     for entry in (
-        _timm("vit_tiny_patch16_224", 128, embed_dim=64, num_heads=2),
-        _timm("deit3_small_patch16_224", 128, embed_dim=64, num_heads=2),
-        _timm("beit_base_patch16_224", 128, embed_dim=64, num_heads=2),
-        _timm("vit_small_patch14_reg4_dinov2", 112, embed_dim=64, num_heads=2),
-        _timm("vit_small_patch16_dinov3", 128, embed_dim=64, num_heads=2),
-        _timm("eva02_tiny_patch14_224", 112, embed_dim=64, num_heads=2),
-        _timm("vit_base_patch16_siglip_224", 128, embed_dim=64, num_heads=2),
-        Entry("torchvision_vit", 128, lambda head: torchvision_segmenter(
-            head, image_size=128, patch_size=16, num_layers=4, num_heads=2, hidden_dim=64, mlp_dim=128)),
-        Entry("explicit_vit", 128, lambda head: explicit_segmenter(head)),
+        _timm("vit_tiny_patch16_224", 128, "the plain one"),
+        _timm("deit3_small_patch16_224", 128, "LayerScale; no position embedding for the class token"),
+        _timm("beit_base_patch16_224", 128, "relative position bias as a mask; no position embedding"),
+        _timm("vit_small_patch14_reg4_dinov2", 112, "class token and four registers"),
+        _timm("vit_small_patch16_dinov3", 128, "RoPE on patch tokens, class token and four registers"),
+        _timm("eva02_tiny_patch14_224", 112, "RoPE and position embedding, SwiGLU"),
+        _timm("vit_base_patch16_siglip_224", 128, "no prefix tokens"),
+        Entry("torchvision_vit", 128, _torchvision, "nn.MultiheadAttention"),
+        Entry("explicit_vit", 128, explicit_segmenter, "softmax(q k^T) v spelled out; no prefix tokens"),
     )
 }
+ZOO_FULL = tuple((name, head) for name in ZOO for head in HEADS)  # every encoder with every head
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Weights at which nothing is close to neutral: LayerScale, biases, tables and tokens are all of order one."""
+    """Overwrite all weights with ones at which nothing is close to neutral, and return the model.
+
+    LayerScale, norms, biases, tables and tokens are of order one; matrices make attention far from uniform.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -64,8 +78,9 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
                 p.uniform_(0.5, 1.5, generator=generator)
             elif p.ndim == 1 or "pos" in leaf or "table" in leaf:
                 p.normal_(0, 0.5, generator=generator)
-            elif "token" in leaf:
+            elif "token" in leaf or "queries" in leaf:
                 p.normal_(0, 1, generator=generator)
             else:
-                p.normal_(0, 1.5 / p[0].numel() ** 0.5, generator=generator)
+                gain = 1.0 if p.ndim == 4 else 1.5  # rows of convolutions have no norms between them
+                p.normal_(0, gain / p[0].numel() ** 0.5, generator=generator)
     return model

@@ -53,7 +53,7 @@ def rank(
     similarity = similarity - neighbour_weight / reach * distance(position, places, columns)
     nearest, cluster = similarity.max(-1)
     itself = (torch.arange(feature.shape[1], device=anchors.device)[:, None] == anchors[:, None, :]).any(-1)
-    member = F.one_hot(cluster, anchors.shape[1]).float()  # [B, N, M]
+    member = (cluster.unsqueeze(-1) == torch.arange(anchors.shape[1], device=anchors.device)).float()  # [B, N, M]
     mean = torch.matmul(edges.unsqueeze(1), member) / member.sum(1, keepdim=True).clamp(min=1)
     excess = edges - torch.gather(mean.squeeze(1), 1, cluster)
     priority = -nearest + edge_weight * excess.clamp(min=0) + importance_weight * importance

@@ -22,7 +22,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of an axis: `size` on the full grid; a TOKEN factor has `before + grid[0] * grid[1] + after` entries."""
+    """One factor of an axis: `size` on the full grid; a TOKEN factor has before + rows * columns + after entries."""
 
     kind: Kind
     size: int

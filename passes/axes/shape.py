@@ -215,7 +215,8 @@ def unfold(node: fx.Node, reader: Reader) -> Flow:
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
     )
-    out = (label[0], plain(reader.out_sizes(node)[1]), normal([Factor(Kind.HEIGHT, grid[0]), Factor(Kind.WIDTH, grid[1])]))
+    patches = normal([Factor(Kind.HEIGHT, grid[0]), Factor(Kind.WIDTH, grid[1])])
+    out = (label[0], plain(reader.out_sizes(node)[1]), patches)
     return Flow(out, {}, "patches are cut from an image")
 
 
