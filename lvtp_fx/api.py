@@ -14,10 +14,11 @@ from lvtp_fx.capture import Capture, batch_size, capture
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.passes import pipeline
-from lvtp_fx.passes.axes.label import Kind, token_factor
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan
-from lvtp_fx.report import BlockReport, Report, Unmatched
+from lvtp_fx.record import Record
+from lvtp_fx.report import Report
+from lvtp_fx.summarise import summarise
 
 RECORD = "lvtp_fx"  # key of the `Record` in GraphModule.meta
 
@@ -42,14 +43,15 @@ def transform(
     """
     options = resolve(config, overrides)
     captured = _captured(model, example_inputs)
-    plan = _analysed(captured, options)
     dense_flops = _flops(captured, captured.module)
-    if options.flops_cut > 0 or options.keep_ratio is not None:
-        plan = pipeline.run(pipeline.rewrite(dense_flops), plan)
+    plan = _analysed(captured, options)
+    if plan.trunk is None:
+        raise refuse_unmatched(plan)
+    plan = _rewritten(plan, dense_flops)
     module = pipeline.finish(plan)
-    report = _report(plan, captured, dense_flops, _flops(captured, module))
-    module.meta[RECORD] = plan.record
-    module.report = report
+    report = summarise(plan, captured, dense_flops, _flops(captured, module))
+    module.meta[RECORD] = plan.record or Record(options)
+    setattr(module, "report", report)  # noqa: B010  (mypy takes attributes of modules for tensors)
     # deepcopy of a GraphModule keeps only the attributes named here.
     module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}
     return module
@@ -65,15 +67,14 @@ def explain(
     options = resolve(config, overrides)
     captured = _captured(model, example_inputs)
     dense_flops = _flops(captured, captured.module)
-    plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, options))
+    plan = _analysed(captured, options)
     if plan.trunk is None:
-        return _report(plan, captured, dense_flops, dense_flops, str(refuse_unmatched(plan)))
+        return summarise(plan, captured, dense_flops, dense_flops, str(refuse_unmatched(plan)))
     try:
-        if options.flops_cut > 0 or options.keep_ratio is not None:
-            plan = pipeline.run(pipeline.rewrite(dense_flops), plan)
+        plan = _rewritten(plan, dense_flops)
     except LvtpError as refusal:
-        return _report(plan, captured, dense_flops, dense_flops, str(refusal))
-    return _report(plan, captured, dense_flops, _flops(captured, pipeline.finish(plan)))
+        return summarise(plan, captured, dense_flops, dense_flops, str(refusal))
+    return summarise(plan, captured, dense_flops, _flops(captured, pipeline.finish(plan)))
 
 
 def _captured(model: nn.Module | ExportedProgram, given: Any) -> Capture:
@@ -82,50 +83,14 @@ def _captured(model: nn.Module | ExportedProgram, given: Any) -> Capture:
 
 
 def _analysed(captured: Capture, config: Config) -> Plan:
-    plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
-    if plan.trunk is None:
-        raise refuse_unmatched(plan)
-    return plan
+    return pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
+
+
+def _rewritten(plan: Plan, dense_flops: float) -> Plan:
+    if plan.config.flops_cut == 0 and plan.config.keep_ratio is None:
+        return plan
+    return pipeline.run(pipeline.rewrite(dense_flops), plan)
 
 
 def _flops(captured: Capture, module: nn.Module) -> float:
     return cost.measured_flops(module, captured.args, captured.kwargs, batch_size(captured.args, captured.kwargs))
-
-
-def _report(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: float, refused: str = "") -> Report:
-    misses = tuple(Unmatched(m.where, m.reason) for m in plan.misses)
-    notes = (captured.note,) if captured.note else ()
-    common: dict[str, Any] = {
-        "gflops_dense": dense_flops / 1e9, "gflops_pruned": pruned_flops / 1e9, "unmatched": misses,
-        "notes": notes, "refused": refused,
-    }
-    if plan.trunk is None:
-        return Report(**common)
-    trunk, sites = plan.trunk, {s.block for s in plan.sites} if plan.record else set()
-    kept = tuple(s.kept for s in plan.sites) if plan.record else ()
-    counts = (trunk.grid[0] * trunk.grid[1], *kept)
-    blocks = []
-    for i, block in enumerate(trunk.blocks):
-        q = block.attention.node.args[0]
-        assert isinstance(q, fx.Node)
-        factor = token_factor(plan.labels[q][-2])
-        assert factor is not None
-        assert factor.kind is Kind.TOKEN
-        ends = factor.before + factor.after
-        space = plan.spaces.get(block.attention.node, 0) if plan.record else 0
-        blocks.append(BlockReport(block.attention.path, block.attention.source, counts[0] + ends,
-                                  counts[space] + ends, i in sites))
-    return Report(
-        blocks=tuple(blocks), sites=tuple(trunk.blocks[s].attention.path for s in sorted(sites)), grid=trunk.grid,
-        kept=kept, **common, **_encoder_gflops(plan),
-    )
-
-
-def _encoder_gflops(plan: Plan) -> dict[str, float]:
-    from dataclasses import replace
-
-    dense = float(cost.encoder_flops(replace(plan, sites=(), spaces={}))) / 1e9
-    if plan.record is None:
-        return {"gflops_encoder_dense": dense, "gflops_encoder_pruned": dense}
-    values = dict(zip(cost.counts(plan), (s.kept for s in plan.sites), strict=True))
-    return {"gflops_encoder_dense": dense, "gflops_encoder_pruned": float(cost.encoder_flops(plan).subs(values)) / 1e9}

@@ -73,8 +73,10 @@ class Config:
     def _check_shares(self) -> None:
         if not _number(self.flops_cut) or not 0 <= self.flops_cut < 1:
             _refuse("flops_cut", "a share in [0, 1)", self.flops_cut, "0.35 saves 35 % of the FLOPs")
+        if self.keep_ratio is None:
+            return
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
-        if self.keep_ratio is not None and (not ratios or not all(_number(r) and 0 < r <= 1 for r in ratios)):
+        if not ratios or not all(_number(r) and 0 < r <= 1 for r in ratios):
             _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
 
     def _check_choices(self) -> None:

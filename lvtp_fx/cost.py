@@ -150,7 +150,7 @@ def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mappi
         )
         with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
             module(*fake_args, **fake_kwargs)
-    return counter.get_total_flops() / batch
+    return float(counter.get_total_flops()) / batch
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:

@@ -11,7 +11,6 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from lvtp_fx.api import RECORD
-from lvtp_fx.config import Config
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import resolve
 from lvtp_fx.record import Record
@@ -59,14 +58,13 @@ def observe(
 def original(module: nn.Module) -> tuple[fx.GraphModule, Record]:
     """The GraphModule that `transform` made, from it or from its compiled form, and its record."""
     inner = getattr(module, "_orig_mod", module)
-    record = inner.meta.get(RECORD) if isinstance(inner, fx.GraphModule) else None
     if not isinstance(inner, fx.GraphModule) or RECORD not in inner.meta:
         raise LvtpError(
             Code.NOT_TRANSFORMED, where=type(inner).__name__, expected="what lvtp_fx.transform returned",
             got=type(inner).__name__, why="only its graph says where the decisions are taken",
             hint="fast = lvtp_fx.transform(model, example_inputs), then pass fast",
         )
-    return inner, record if record is not None else Record(Config())
+    return inner, inner.meta[RECORD]
 
 
 class Tap(fx.Interpreter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -25,20 +25,20 @@ def resized(axis: Axis, tokens: int) -> int:
 def arguments(graph: fx.Graph, node: fx.Node, args: tuple[Any, ...], flow: Flow, tokens: int) -> tuple[Any, ...]:
     """The (already mapped) arguments of `node` with token counts replaced; other nodes' arguments as they are."""
     if node.target in _SHAPED:
-        assert flow.out is not None
-        shape = [_scaled(graph, size, axis, tokens) for size, axis in zip(args[1], flow.out, strict=True)]
+        out = cast(Label, flow.out)
+        shape = [_scaled(graph, size, axis, tokens) for size, axis in zip(args[1], out, strict=True)]
         return (args[0], shape, *args[2:])
     if node.target is aten.unflatten.int:
-        (source, dim, inner), out = args[:3], flow.out
-        assert out is not None
+        (source, dim, inner), out = args[:3], cast(Label, flow.out)
         first = dim % len(next(iter(flow.uses.values())))
-        return (source, dim, [_scaled(graph, s, out[first + i], tokens) for i, s in enumerate(inner)])  # type: ignore[arg-type]
+        return (source, dim, [_scaled(graph, s, out[first + i], tokens) for i, s in enumerate(inner)])
     if node.target is aten.slice.Tensor:
         return _slice(node, args, flow, tokens)
     if node.target is aten.split_with_sizes.default:
         dim = argument(node, 2, "dim", 0)
-        axes = [piece[dim] for piece in flow.out or ()]
-        return (args[0], [_scaled(graph, s, axis, tokens) for s, axis in zip(args[1], axes, strict=True)], *args[2:])  # type: ignore[arg-type]
+        pieces = cast(tuple[Label, ...], flow.out)
+        sizes = [_scaled(graph, s, piece[dim], tokens) for s, piece in zip(args[1], pieces, strict=True)]
+        return (args[0], sizes, *args[2:])
     return args
 
 

@@ -1,0 +1,53 @@
+"""From a plan to its `Report`: every number is read off the graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import fx
+
+from lvtp_fx import cost
+from lvtp_fx.capture import Capture
+from lvtp_fx.passes.axes.label import token_factor
+from lvtp_fx.plan import Plan
+from lvtp_fx.report import BlockReport, Report, Unmatched
+
+
+def summarise(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: float, refused: str = "") -> Report:
+    """The report of a plan that was carried out, or got as far as it did before it was `refused`.
+
+    Args:
+        dense_flops, pruned_flops: of one image through the captured graph and through the rewritten one.
+    """
+    report = Report(
+        gflops_dense=dense_flops / 1e9, gflops_pruned=pruned_flops / 1e9,
+        unmatched=tuple(Unmatched(m.where, m.reason) for m in plan.misses),
+        notes=(captured.note,) if captured.note else (), refused=refused,
+    )
+    trunk = plan.trunk
+    if trunk is None:
+        return report
+    if plan.record is None:  # nothing was rewritten: no space but the full grid
+        plan = replace(plan, sites=(), spaces={})
+    values = dict(zip(cost.counts(plan), (site.kept for site in plan.sites), strict=True))
+    return replace(
+        report, blocks=tuple(_blocks(plan)), grid=trunk.grid, kept=tuple(site.kept for site in plan.sites),
+        sites=tuple(trunk.blocks[site.block].attention.path for site in plan.sites),
+        gflops_encoder_dense=float(cost.encoder_flops(replace(plan, sites=(), spaces={}))) / 1e9,
+        gflops_encoder_pruned=float(cost.encoder_flops(plan).subs(values)) / 1e9,
+    )
+
+
+def _blocks(plan: Plan) -> Iterator[BlockReport]:
+    assert plan.trunk is not None
+    grid, sites = plan.trunk.grid, {site.block for site in plan.sites}
+    counts = (grid[0] * grid[1], *(site.kept for site in plan.sites))
+    for i, block in enumerate(plan.trunk.blocks):
+        q = block.attention.node.args[0]
+        assert isinstance(q, fx.Node)
+        factor = token_factor(plan.labels[q][-2])
+        assert factor is not None
+        ends = factor.before + factor.after
+        living = counts[plan.spaces.get(block.attention.node, 0)]
+        yield BlockReport(block.attention.path, block.attention.source, counts[0] + ends, living + ends, i in sites)

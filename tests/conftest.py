@@ -1,0 +1,41 @@
+"""Models and transformed graphs that several tests look at, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import fx, nn
+
+import lvtp_fx
+from tests.zoo import ZOO
+
+CUT = 0.2  # reachable with every head
+
+
+@dataclass(frozen=True)
+class Case:
+    """A segmenter of the zoo, transformed at `CUT`, and a batch of three different images."""
+
+    model: nn.Module
+    fast: fx.GraphModule
+    x: torch.Tensor
+    output: torch.Tensor  # of `model`, before it was transformed
+    state: dict[str, torch.Tensor]  # copy of the model's, before it was transformed
+
+
+@pytest.fixture(scope="session")
+def case() -> Callable[[str, str], Case]:
+    @cache
+    def make(name: str, head: str) -> Case:
+        entry = ZOO[name]
+        model, x = entry.build(head), entry.image(3)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        with torch.no_grad():
+            output = model(x)
+        return Case(model, lvtp_fx.transform(model, (x,), flops_cut=CUT), x, output, state)
+
+    return make
