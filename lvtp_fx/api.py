@@ -12,7 +12,7 @@ import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx import cost, example_inputs
 from lvtp_fx.capture import Capture, batch_size, capture
 from lvtp_fx.config import Config, resolve
-from lvtp_fx.errors import LvtpError
+from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan
@@ -78,6 +78,12 @@ def explain(
 
 
 def _captured(model: nn.Module | ExportedProgram, given: Any) -> Capture:
+    if not isinstance(model, (nn.Module, ExportedProgram)) or RECORD in getattr(model, "meta", {}):
+        raise LvtpError(
+            Code.BAD_MODEL, where="model", expected="an nn.Module, GraphModule or ExportedProgram, not yet transformed",
+            got=f"{type(model).__name__}" + (", which lvtp_fx.transform made" if isinstance(model, nn.Module) else ""),
+            why="its graph is captured and rewritten", hint="pass the original model",
+        )
     args, kwargs = example_inputs.resolve(model, given)
     return capture(model, args, kwargs)
 

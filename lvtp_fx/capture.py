@@ -47,16 +47,20 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
     """Capture `model` in eval mode. The model itself is not touched: a twin that shares its parameters is traced.
 
     Raises:
-        LvtpError: LVTP101 where torch.export cannot capture, LVTP104 for parameters on several devices.
+        LvtpError: LVTP101 where the model cannot be copied or torch.export cannot capture it, LVTP104 for parameters
+            on several devices.
     """
     if isinstance(model, ExportedProgram):
         return _finish(model, args, kwargs, "")
     _check_devices(model)
-    args, kwargs = _at_least_two(args, kwargs)
-    twin = _twin(model)
+    wide = _at_least_two(args, kwargs)
     with _plain_modes(args, kwargs):
         try:
-            return _finish(_export(twin, args, kwargs, dynamic=True), args, kwargs, "")
+            twin = _twin(model)
+        except Exception as error:
+            raise _cannot_copy(model, error) from error
+        try:
+            return _finish(_export(twin, *wide, dynamic=True), *wide, "")
         except Exception as dynamic_error:
             try:
                 program = _export(twin, args, kwargs, dynamic=False)
@@ -169,6 +173,16 @@ def _check_devices(model: nn.Module) -> None:
             got=", ".join(f"{name} on {device}" for device, name in places.items()),
             why="one graph runs on one device", hint="model.to(device) before lvtp_fx.transform",
         )
+
+
+def _cannot_copy(model: nn.Module, error: Exception) -> LvtpError:
+    return LvtpError(
+        Code.CAPTURE_FAILED, where=type(model).__name__, expected="a module that copy.deepcopy can copy",
+        got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+        why="a copy that shares the parameters is traced, so that the model itself is never changed",
+        hint="remove hooks, locks, open files and tensors with a gradient history from the module's attributes, or "
+        "pass torch.export.export(model.eval(), example_inputs)",
+    )
 
 
 def _cannot_capture(model: nn.Module, error: Exception) -> LvtpError:

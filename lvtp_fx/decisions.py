@@ -62,7 +62,7 @@ def original(module: nn.Module) -> tuple[fx.GraphModule, Record]:
         raise LvtpError(
             Code.NOT_TRANSFORMED, where=type(inner).__name__, expected="what lvtp_fx.transform returned",
             got=type(inner).__name__, why="only its graph says where the decisions are taken",
-            hint="fast = lvtp_fx.transform(model, example_inputs), then pass fast",
+            hint="fast = lvtp_fx.transform(model, example_inputs), then pass fast (torch.save loses its graph)",
         )
     return inner, inner.meta[RECORD]
 

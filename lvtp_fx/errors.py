@@ -13,6 +13,7 @@ class Code(Enum):
     SHAPE_NOT_INFERABLE = ("LVTP103", "shape-not-inferable")
     MIXED_DEVICES = ("LVTP104", "parameters-on-several-devices")
     BAD_EXAMPLE = ("LVTP105", "bad-example-inputs")
+    BAD_MODEL = ("LVTP106", "not-a-model-to-transform")
     CONFIG_OUT_OF_RANGE = ("LVTP201", "config-out-of-range")
     CUT_UNREACHABLE = ("LVTP202", "flops-cut-unreachable")
     SITES_OUT_OF_RANGE = ("LVTP203", "sites-out-of-range")

@@ -33,6 +33,8 @@ class ChooseSites:
         count = trunk.grid[0] * trunk.grid[1]
         given = plan.config.sites
         indices = automatic(trunk) if given == "auto" else _given(given, trunk)
+        if not indices:
+            raise _nothing_to_save(trunk)
         return replace(plan, sites=tuple(Site(i, count, count) for i in indices))
 
 
@@ -59,6 +61,15 @@ def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:
                            f"blocks {seen[state]} and {index} run in parallel and end in the same add")
         seen[state] = index
     return tuple(indices)
+
+
+def _nothing_to_save(trunk: Trunk) -> LvtpError:
+    return LvtpError(
+        Code.CUT_UNREACHABLE, where=trunk.blocks[0].attention.path or "the top level",
+        expected="an encoder that works on the tokens after its first attention",
+        got=f"{len(trunk.blocks)} attention blocks, all at the end of the residual stream",
+        why="tokens are dropped after an attention, and nothing comes after this one", hint="a deeper encoder",
+    )
 
 
 def _refusal(sites: Sequence[int], expected: str, why: str) -> LvtpError:

@@ -1,0 +1,256 @@
+"""Every code, asserted by its whole text where the text is ours, beside what works."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+import lvtp_fx
+from lvtp_fx.errors import Code, LvtpError
+from tests.conftest import Case
+from tests.zoo import ZOO
+
+Cases = Callable[[str, str], Case]
+NAME = "vit_tiny_patch16_224"
+
+
+@pytest.fixture
+def it(case: Cases) -> Case:
+    return case(NAME, "linear")
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(LvtpError) as caught:
+        call()
+    return str(caught.value)
+
+
+class TwoDevices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = nn.Linear(3, 3, device="meta")
+
+
+class Branches(nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image + 1 if image.sum() > 0 else image
+
+
+class Uncopyable(nn.Module):
+    def __deepcopy__(self, memo: object) -> object:
+        raise TypeError("cannot pickle a lock")
+
+
+class FourChannels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3)
+
+
+def test_lvtp101_names_the_line_that_stops_capture() -> None:
+    text = refusal(lambda: lvtp_fx.transform(Branches(), (torch.rand(2, 3, 32, 32),)))
+    assert text.startswith("LVTP101 cannot-capture at Branches, File ")
+    assert "test_diagnostics.py" in text.splitlines()[0]
+    assert "got: GuardOnDataDependentSymNode: Could not guard on data-dependent expression" in text
+    assert "try: check that model(*example_inputs) runs" in text
+
+
+def test_lvtp101_for_an_example_that_the_model_refuses(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, (torch.rand(1, 3, 64, 64),)))
+    assert text.startswith("LVTP101 cannot-capture at EncoderSegmenter")
+    assert "got: AssertionError: Input height (64) doesn't match model (128)." in text
+
+
+def test_lvtp101_for_a_model_that_cannot_be_copied() -> None:
+    assert refusal(lambda: lvtp_fx.transform(Uncopyable(), (torch.rand(1, 3, 32, 32),))) == (
+        "LVTP101 cannot-capture at Uncopyable\n"
+        "  expected: a module that copy.deepcopy can copy\n"
+        "  got: TypeError: cannot pickle a lock\n"
+        "  why: a copy that shares the parameters is traced, so that the model itself is never changed\n"
+        "  try: remove hooks, locks, open files and tensors with a gradient history from the module's attributes, "
+        "or pass torch.export.export(model.eval(), example_inputs)"
+    )
+
+
+def test_lvtp102_where_there_is_no_attention() -> None:
+    assert refusal(lambda: lvtp_fx.transform(resnet18(), (torch.rand(1, 3, 64, 64),))) == (
+        "LVTP102 attention-not-matched at the whole graph\n"
+        "  expected: at least one block softmax(q k^T) v over the tokens of a patch grid, added to a residual stream\n"
+        "  got: no softmax that looks like attention\n"
+        "  why: without a matched block nothing can be pruned, and a silent no-op would look like success\n"
+        "  try: lvtp_fx.explain(model, example_inputs) lists every miss; pass the encoder alone if the model hides it"
+    )
+    assert lvtp_fx.explain(resnet18(), (torch.rand(1, 3, 64, 64),)).refused.startswith("LVTP102")
+
+
+def test_lvtp103_shows_the_call_to_write(it: Case) -> None:
+    assert refusal(lambda: lvtp_fx.transform(FourChannels())) == (
+        "LVTP103 shape-not-inferable at FourChannels\n"
+        "  expected: an attribute img_size or image_size on a module or its config, or pretrained_cfg['input_size']\n"
+        "  got: none of them\n"
+        "  why: the token grid is fixed when the graph is captured\n"
+        "  try: lvtp_fx.transform(model, (torch.rand(1, 4, HEIGHT, WIDTH),)) with your image size"
+    )
+    assert lvtp_fx.explain(it.model, flops_cut=0.2).kept == it.fast.report.kept  # inferred from img_size
+
+
+def test_lvtp104_names_a_parameter_a_device() -> None:
+    assert refusal(lambda: lvtp_fx.transform(TwoDevices(), (torch.rand(1, 3),))) == (
+        "LVTP104 parameters-on-several-devices at first.weight, second.weight\n"
+        "  expected: all parameters and buffers on one device\n"
+        "  got: first.weight on cpu, second.weight on meta\n"
+        "  why: one graph runs on one device\n"
+        "  try: model.to(device) before lvtp_fx.transform"
+    )
+
+
+@pytest.mark.parametrize(("given", "expected", "got"), [
+    (torch.zeros(0, 3, 128, 128), "a tensor with a batch of at least one", "shape (0, 3, 128, 128)"),
+    ((), "a tensor with a batch of at least one", "no tensor"),
+    (5, "a tensor, a tuple of inputs or a dict of keyword inputs", "int"),
+])
+def test_lvtp105(it: Case, given: Any, expected: str, got: str) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, given))
+    assert text.startswith("LVTP105 bad-example-inputs at example_inputs")
+    assert f"  expected: {expected}\n  got: {got}\n" in text
+    assert text.endswith("try: lvtp_fx.transform(model, (torch.rand(1, 3, 224, 224),))")
+
+
+@pytest.mark.parametrize(("model", "got"), [("vit", "str"), (None, "GraphModule, which lvtp_fx.transform made")])
+def test_lvtp106(it: Case, model: Any, got: str) -> None:
+    assert refusal(lambda: lvtp_fx.transform(model or it.fast, (it.x,))) == (
+        "LVTP106 not-a-model-to-transform at model\n"
+        "  expected: an nn.Module, GraphModule or ExportedProgram, not yet transformed\n"
+        f"  got: {got}\n"
+        "  why: its graph is captured and rewritten\n"
+        "  try: pass the original model"
+    )
+
+
+@pytest.mark.parametrize(("options", "expected", "hint"), [
+    ({"flops_cut": -0.1}, "a share in [0, 1)", "0.35 saves 35 % of the FLOPs"),
+    ({"flops_cut": 1}, "a share in [0, 1)", "0.35 saves 35 % of the FLOPs"),
+    ({"flops_cut": float("nan")}, "a share in [0, 1)", "0.35 saves 35 % of the FLOPs"),
+    ({"flops_cut": True}, "a share in [0, 1)", "0.35 saves 35 % of the FLOPs"),
+    ({"keep_ratio": 0}, "a share in (0, 1], or one a site", "keep_ratio=0.7"),
+    ({"keep_ratio": (0.5, 1.5)}, "a share in (0, 1], or one a site", "keep_ratio=0.7"),
+    ({"keep_ratio": ()}, "a share in (0, 1], or one a site", "keep_ratio=0.7"),
+    ({"sites": ()}, '"auto" or block indices', "sites=(2, 5, 8)"),
+    ({"sites": "all"}, '"auto" or block indices', "sites=(2, 5, 8)"),
+    ({"sites": (1.5,)}, '"auto" or block indices', "sites=(2, 5, 8)"),
+    ({"strategy": "best"}, "one of lvtp, random, grid", "strategy='lvtp'"),
+    ({"reduce": "drop"}, "one of merge, select", "reduce='merge'"),
+    ({"restore": "zero"}, "one of delta, copy, frozen", "restore='delta'"),
+    ({"feature": "values"}, "one of keys, stream", "feature='keys'"),
+    ({"entropy_direction": "up"}, "one of low, high", "entropy_direction='low'"),
+    ({"proportional_attention": 1}, "True or False", "leave it out"),
+    ({"qs": ()}, "one or more Tsallis orders > 0", "qs=(0.5, 1.0, 2.0)"),
+    ({"qs": (0,)}, "one or more Tsallis orders > 0", "qs=(0.5, 1.0, 2.0)"),
+    ({"edge_weight": -1}, "a number >= 0", "edge_weight=0 switches it off"),
+    ({"cell": (2,)}, "(rows, columns), each >= 1", "cell=(2, 2)"),
+    ({"align": 0}, "an integer >= 1", "align=1"),
+    ({"entropy_keys": 2.0}, "an integer >= 1", "entropy_keys=1"),
+])
+def test_lvtp201(options: dict[str, Any], expected: str, hint: str) -> None:
+    ((name, value),) = options.items()
+    assert refusal(lambda: lvtp_fx.Config(**options)) == (
+        f"LVTP201 config-out-of-range at Config.{name}\n  expected: {expected}\n  got: {value!r}\n"
+        f"  why: a graph built from it would not be what was asked for\n  try: {hint}"
+    )
+
+
+def test_lvtp201_for_a_field_that_does_not_exist(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), flop_cut=0.3))
+    assert text.startswith("LVTP201 config-out-of-range at Config.flop_cut\n  expected: a field of Config: align, ")
+    assert text.endswith("try: check the spelling")
+
+
+def test_lvtp201_for_more_ratios_than_sites(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), keep_ratio=(0.9, 0.8, 0.7, 0.6)))
+    assert "expected: one ratio, or 2\n  got: 4 ratios\n  why: each site needs its own" in text
+
+
+def test_lvtp202_says_what_can_be_reached(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), flops_cut=0.97))
+    head, expected, got, why, hint = text.splitlines()
+    assert head == "LVTP202 flops-cut-unreachable at Config.flops_cut"
+    best = float(expected.removeprefix("  expected: at most ").split()[0])
+    assert got == "  got: 0.97"
+    assert why == "  why: all before block 0 and after the encoder runs on the full grid"
+    assert hint == "  try: a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)"
+    assert lvtp_fx.explain(it.model, (it.x,), flops_cut=best - 0.01).refused == ""
+    assert lvtp_fx.explain(it.model, (it.x,), flops_cut=0.97).refused == text
+
+
+def test_lvtp203(it: Case) -> None:
+    assert refusal(lambda: lvtp_fx.transform(it.model, (it.x,), sites=(1, 4))) == (
+        "LVTP203 sites-out-of-range at Config.sites\n  expected: block indices in [-4, 4)\n  got: (1, 4)\n"
+        "  why: the encoder has 4 blocks\n"
+        '  try: sites="auto", or lvtp_fx.explain(model, example_inputs) to see the blocks'
+    )
+
+
+def test_lvtp301_for_other_weights(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.verify(ZOO[NAME].build("linear", seed=5), it.fast, (it.x,)))
+    assert text.startswith("LVTP301 verify-mismatch at the residual stream (node cat)\n"
+                           "  expected: a relative error of at most 2e-05\n")
+    assert "report it with lvtp_fx.explain(model, example_inputs)" in text
+    lvtp_fx.verify(it.model, it.fast, (it.x,))
+
+
+def test_lvtp302(it: Case) -> None:
+    assert refusal(lambda: lvtp_fx.decisions(it.model, it.x)) == (
+        "LVTP302 not-a-transformed-module at EncoderSegmenter\n"
+        "  expected: what lvtp_fx.transform returned\n  got: EncoderSegmenter\n"
+        "  why: only its graph says where the decisions are taken\n"
+        "  try: fast = lvtp_fx.transform(model, example_inputs), then pass fast (torch.save loses its graph)"
+    )
+    other = ZOO["explicit_vit"]
+    text = refusal(lambda: lvtp_fx.verify(other.build("linear"), it.fast, (other.image(),)))
+    assert "expected: the model that was transformed\n  got: another graph" in text
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 128, 128), (2, 3, 128, 64), (3, 128, 128)])
+def test_lvtp401(it: Case, shape: tuple[int, ...]) -> None:
+    assert refusal(lambda: it.fast(torch.rand(shape))) == (
+        "LVTP401 input-does-not-fit at input 'image'\n  expected: shape [any, 3, 128, 128]\n"
+        f"  got: shape {list(shape)}\n"
+        "  why: the token grid and the position tables were captured for that size\n"
+        "  try: resize the input, or call lvtp_fx.transform again with an example of this size"
+    )
+
+
+class Offset(nn.Module):
+    """Makes a tensor on the device that it runs on: its captured graph holds that device."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(image + torch.arange(128, device=image.device))
+        return out
+
+
+def test_lvtp402_where_the_graph_holds_the_old_device(it: Case) -> None:
+    fast = lvtp_fx.transform(Offset(it.model), (it.x,), flops_cut=0.2)
+    assert refusal(lambda: fast.to("meta")(it.x.to("meta"))) == (
+        "LVTP402 graph-holds-another-device at input 'image'\n  expected: a tensor on cpu\n  got: meta\n"
+        "  why: the captured graph creates tensors on the device that it was captured on\n"
+        "  try: move the model first, then call lvtp_fx.transform on it"
+    )
+
+
+def test_codes_are_unique_and_errors_survive_a_process_boundary() -> None:
+    assert len({c.number for c in Code}) == len({c.slug for c in Code}) == len(Code)
+    error = LvtpError(Code.BAD_INPUT, where="a", expected="b", got="c", why="d", hint="e")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert (again.code, again.slug, again.hint) == ("LVTP401", "input-does-not-fit", "e")
