@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -72,7 +73,8 @@ class TimmEncoder(nn.Module):
         except ImportError as error:
             raise ImportError("timm models need the extra: pip install 'lvtp_fx[models]'") from error
         self.model = cast(Any, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
-        if not all(hasattr(self.model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
+        needed = ("blocks", "num_prefix_tokens", "patch_embed.grid_size", "patch_embed.img_size")
+        if not all(_has(self.model, path) for path in needed):
             raise ValueError(f"{name} has no blocks of attention over one grid of patch tokens")
         self.C, self.depth = self.model.num_features, len(self.model.blocks)
         self.grid: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
@@ -86,6 +88,13 @@ class TimmEncoder(nn.Module):
         out: list[torch.Tensor] = self.model.forward_intermediates(
             image, indices=list(blocks), output_fmt="NLC", intermediates_only=True, norm=True)
         return out
+
+
+def _has(model: object, path: str) -> bool:
+    try:
+        return attrgetter(path)(model) is not None
+    except AttributeError:
+        return False
 
 
 class TorchvisionEncoder(nn.Module):

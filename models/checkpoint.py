@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -87,7 +88,8 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
     Raises:
         FileNotFoundError: where the folder or one of its files is missing.
         ImportError: where the model is timm's, and timm is not installed.
-        ValueError: where model.json is not JSON, lacks a field, or describes neither kind of model.
+        ValueError: where model.json is not JSON, lacks a field, or describes neither kind of model, or where
+            the weights are not those of the model.
     """
     folder = Path(folder)
     for name in ("model.json", "model.safetensors"):
@@ -100,9 +102,12 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
         spec, model = _spec(card), _model(card)
     except KeyError as error:
         raise ValueError(f"{folder / 'model.json'} has no or a wrong {error}") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # timm raises the first two
         raise ValueError(f"{folder / 'model.json'} cannot be read: {error}") from error
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit model.json: {error}") from error
     return model.eval(), spec
 
 
