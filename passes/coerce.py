@@ -40,25 +40,25 @@ class Coercer:
 
     graph: fx.Graph
     spaces: list[SpaceNodes] = field(default_factory=list)
-    _composed: dict[tuple[int, int], fx.Node] = field(default_factory=dict)
+    _called: dict[str, fx.Node] = field(default_factory=dict)
 
     def call(self, name: str, *args: Any) -> fx.Node:
-        """Insert `torch.ops.lvtp.<name>`."""
-        return self.graph.call_function(getattr(torch.ops.lvtp, name).default, args)
+        """Insert `torch.ops.lvtp.<name>`, or return the node that computes the same already."""
+        key = f"{name}{args}"  # a node prints as its name, which is unique
+        if key not in self._called:
+            target = getattr(torch.ops.lvtp, name).default
+            self._called[key] = self.graph.create_node("call_function", target, args, name=f"lvtp_{name}")
+        return self._called[key]
 
     def index(self, source: int, target: int) -> fx.Node:
         """Index tensor that takes a value of space `source` to space `target`."""
-        if (source, target) not in self._composed:
-            if source < target:
-                kept = self.spaces[target].kept
-                assert kept is not None
-                node = kept if target == source + 1 else self.call("compose", self.index(source, target - 1), kept)
-            else:
-                owner = self.spaces[target + 1].owner
-                assert owner is not None
-                node = owner if source == target + 1 else self.call("compose", self.index(source, target + 1), owner)
-            self._composed[source, target] = node
-        return self._composed[source, target]
+        if source < target:
+            kept = self.spaces[target].kept
+            assert kept is not None
+            return kept if target == source + 1 else self.call("compose", self.index(source, target - 1), kept)
+        owner = self.spaces[target + 1].owner
+        assert owner is not None
+        return owner if source == target + 1 else self.call("compose", self.index(source, target + 1), owner)
 
     def move(self, node: fx.Node, label: Label, source: int, target: int, out: Label) -> fx.Node:
         """Take a value with `label` from one space to another.
