@@ -52,7 +52,7 @@ def ungrouped(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def selected(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Select in the place of merge."""
-    x, owner, _, kept, before, after = node.args
+    x, _, _, kept, before, after = node.args
     site = next(n for n in graph.nodes if n.target is torch.ops.lvtp.select.default and n.args[1] == kept)
     return graph.call_function(torch.ops.lvtp.gather.default, (x, site, 0, 1, before, after))
 
