@@ -36,7 +36,7 @@ def entropy(
 
     Args:
         q, k: [B, H, L, D].
-        mask: additive, broadcastable to [B, H, L, L], or None.
+        mask: boolean or additive, broadcastable to [B, H, L, L], or None. A row that sees no sampled key is focused: 0.
         scale: of the scores; None means D ** -0.5.
         before, after: prefix and suffix tokens, which are attended to, but get no score.
         orders: the q's, > 0.
@@ -46,7 +46,9 @@ def entropy(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.matmul(q[:, :, rows] * factor, k[:, :, ::every].transpose(-2, -1)).float()
     if mask is not None:
-        mask = mask[..., rows, ::every] if mask.shape[-2] != 1 else mask[..., ::every]
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+        mask = mask[..., rows, ::every] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., ::every]
         scores = scores + mask.float()
     scores = scores - scores.amax(-1, keepdim=True)
     weight = scores.exp()  # unnormalised attention
@@ -62,7 +64,7 @@ def entropy(
             power = weight.sqrt() if order == 0.5 else weight * weight if order == 2 else weight**order
             uniform = (1 - m ** (1 - order)) / (order - 1)
             scales.append((1 - power.sum(-1) / total**order) / (order - 1) / max(uniform, _TINY))
-    stacked = torch.cat(scales, dim=1)  # [B, Q * H, N]
+    stacked = torch.cat(scales, dim=1).nan_to_num(nan=0.0)  # [B, Q * H, N]; nan: a row whose scores are all -inf
     spread = (stacked - stacked.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
     dynamic = spread / (spread.sum(1, keepdim=True) + _TINY)
     return standardise((stacked * dynamic).sum(1))

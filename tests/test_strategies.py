@@ -1,0 +1,250 @@
+"""Strategies: what they insert, what it costs, and that one image's ranking is its own business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import pytest
+import sympy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+import lvtp_fx.ops  # noqa: F401  (registers the dialect)
+from lvtp_fx.config import STRATEGIES, Config
+from lvtp_fx.errors import LvtpError
+from lvtp_fx.strategies import SiteNodes, SiteShape, Strategy, get
+from lvtp_fx.strategies.lvtp import cells, fitting_cell
+from tests.draws import normal, subsets
+
+few = settings(max_examples=15, deadline=None)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site as a pass would meet it: N of the grid's tokens live, kept of them will live on."""
+
+    grid: tuple[int, int] = (6, 5)
+    N: int = 22
+    kept: int = 10
+    before: int = 1
+    after: int = 2
+    H: int = 2
+    D: int = 4
+    C: int = 12
+    mask: bool = False
+    image: bool = True
+
+    @property
+    def L(self) -> int:
+        return self.before + self.N + self.after
+
+    @property
+    def shape(self) -> SiteShape:
+        return SiteShape(self.N, self.kept, self.before + self.after, self.H, self.D, self.C, self.grid)
+
+    def inputs(self, B: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+        rows, columns = self.grid
+        return {
+            "q": normal(seed, B, self.H, self.L, self.D, dtype=torch.float32),
+            "k": normal(seed + 1, B, self.H, self.L, self.D, dtype=torch.float32),
+            "stream": normal(seed + 2, B, self.L, self.C, dtype=torch.float32),
+            "position": subsets(seed + 3, B, prod(self.grid), self.N),
+            "image": normal(seed + 4, B, 3, 4 * rows, 4 * columns, dtype=torch.float32),
+            "mask": normal(seed + 5, B, 1, self.L, self.L, dtype=torch.float32),
+        }
+
+    def build(self, strategy: Strategy, config: Config) -> fx.GraphModule:
+        """A graph from the site's tensors to the priorities."""
+        graph = fx.Graph()
+        given = {name: graph.placeholder(name) for name in self.inputs()}
+
+        def call(name: str, *args: Any) -> fx.Node:
+            return graph.call_function(getattr(torch.ops.lvtp, name).default, args)
+
+        source = given["k"] if config.feature == "keys" else given["stream"]
+        nodes = SiteNodes(
+            q=given["q"], k=given["k"], mask=given["mask"] if self.mask else None, scale=None,
+            stream=given["stream"], feature=call("features", source, self.before, self.after),
+            position=given["position"], image=given["image"] if self.image else None, before=self.before,
+            after=self.after, grid=self.grid, kept=self.kept, call=call,
+        )
+        graph.output(strategy.priority(nodes, config))
+        graph.eliminate_dead_code()
+        graph.lint()
+        return fx.GraphModule(torch.nn.Module(), graph)
+
+
+SITES = {"plain": Site(), "first": Site(N=30), "masked": Site(mask=True), "no image": Site(image=False),
+         "no ends": Site(before=0, after=0), "keep all": Site(kept=22), "keep one": Site(kept=1),
+         "one head": Site(H=1), "one row": Site(grid=(1, 30))}
+CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": Config(entropy_keys=1),
+           "high": Config(entropy_direction="high", importance_in_rank=0.3), "shannon": Config(qs=(1.0,)),
+           "cells": Config(cell=(3, 2), entropy_keys=7)}
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+every_site = pytest.mark.parametrize("site", SITES.values(), ids=SITES.keys())
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+@every_strategy
+@every_site
+def test_priorities_rank_every_living_token(name: str, site: Site) -> None:
+    inputs = site.inputs()
+    priority = site.build(get(name), Config())(**inputs)
+    assert priority.shape == (2, site.N)
+    assert priority.is_floating_point()
+    assert not priority.isnan().any()
+    assert not priority.isneginf().any()
+    held = priority.isposinf().sum(1)  # tokens that must live on: representatives, and of other strategies none
+    assert int(held.max()) <= (max(1, site.kept // 2) if name == "lvtp" else 0)
+    assert torch.equal(site.build(get(name), Config())(**inputs), priority)
+
+
+@every_strategy
+@every_config
+def test_an_image_is_ranked_alone_as_in_a_batch(name: str, config: Config) -> None:
+    module, inputs = Site(mask=True).build(get(name), config), Site(mask=True).inputs(B=3)
+    together = module(**inputs)
+    for i in range(3):
+        alone = module(**{key: value[i : i + 1] for key, value in inputs.items()})
+        torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
+        assert torch.equal(torch.ops.lvtp.select(alone, 10)[0], torch.ops.lvtp.select(together, 10)[i])
+
+
+@pytest.mark.parametrize("name", ["random", "grid"])
+def test_fixed_strategies_read_the_places_alone(name: str) -> None:
+    site = Site()
+    module, inputs = site.build(get(name), Config()), site.inputs()
+    others = site.inputs(seed=50)
+    assert torch.equal(module(**inputs), module(**{**others, "position": inputs["position"]}))
+    assert not torch.equal(module(**inputs), module(**{**inputs, "position": others["position"]}))
+
+
+def test_fixed_strategies_rank_by_column_and_by_count() -> None:
+    """The grid's width must be the grid's; a random ranking is another one at the next site."""
+    site, position = Site(), Site().inputs()["position"]
+    priority = site.build(get("grid"), Config())(**site.inputs())
+    assert torch.equal(priority, torch.ops.lvtp.spread(position, site.grid[1]))
+    here, next_site = (Site(kept=kept).build(get("random"), Config())(**site.inputs()) for kept in (10, 9))
+    assert not torch.equal(here.argsort(1), next_site.argsort(1))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "position", "image", "mask"])
+def test_lvtp_reads_what_it_says(name: str) -> None:
+    site = Site(mask=True)
+    module, inputs = site.build(get("lvtp"), Config(importance_in_rank=0.3)), site.inputs()
+    other = site.inputs(seed=50)[name]
+    assert not torch.equal(module(**inputs), module(**{**inputs, name: other}))
+
+
+def test_lvtp_keeps_a_representative_of_every_cell() -> None:
+    site = Site(N=30, kept=12)
+    priority = site.build(get("lvtp"), Config())(**site.inputs())
+    cell = fitting_cell((2, 2), site.grid, site.kept)
+    position = torch.ops.lvtp.compose(site.inputs()["position"], torch.ops.lvtp.select(priority, site.kept))
+    for image in position.tolist():
+        alive = {(place // 5 // cell[0], place % 5 // cell[1]) for place in image}
+        assert len(alive) == cells(site.grid, cell)
+
+
+def represented(config: Config) -> list[int]:
+    """Tokens that stand for their cells, of a site with two cells of two tokens and one focused token in each."""
+    site = Site(grid=(1, 4), N=4, kept=4, before=0, after=0, H=1)
+    q = torch.zeros(1, 1, 4, 4)
+    q[0, 0, [1, 2]] = 1000 * torch.eye(4)[[1, 2]]
+    inputs = {**site.inputs(B=1), "q": q, "k": torch.eye(4)[None, None], "position": torch.arange(4)[None],
+              "image": torch.zeros(1, 3, 4, 16)}
+    priority = site.build(get("lvtp"), config)(**inputs)
+    return priority[0].isposinf().nonzero().flatten().tolist()
+
+
+def test_the_direction_of_the_entropy_chooses_who_represents_a_cell() -> None:
+    assert represented(Config(entropy_keys=1, cell=(1, 2), edge_weight=0.0)) == [1, 2]
+    assert represented(Config(entropy_keys=1, cell=(1, 2), edge_weight=0.0, entropy_direction="high")) == [0, 3]
+
+
+def counted(module: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        module(**inputs)
+    return counter.get_total_flops()
+
+
+@every_strategy
+@every_site
+@every_config
+def test_flops_are_what_the_counter_counts(name: str, site: Site, config: Config) -> None:
+    strategy = get(name)
+    assert strategy.flops(site.shape, config) == counted(site.build(strategy, config), site.inputs(B=1))
+
+
+@few
+@given(grid=st.tuples(st.integers(2, 7), st.integers(2, 7)), data=st.data(), H=st.integers(1, 3),
+       every=st.integers(1, 5))
+def test_flops_hold_at_any_size(grid: tuple[int, int], data: st.DataObject, H: int, every: int) -> None:
+    N = data.draw(st.integers(2, prod(grid)))
+    site = Site(grid, N, data.draw(st.integers(1, N)), before=data.draw(st.integers(0, 3)), H=H)
+    strategy, config = get("lvtp"), Config(entropy_keys=every)
+    flops = strategy.flops(site.shape, config)
+    assert 3 * flops == counted(site.build(strategy, config), site.inputs(B=3))
+    # While N is a symbol, the expression must mean the same.
+    N_ = sympy.Symbol("N", positive=True)
+    symbolic = SiteShape(N_, site.kept, site.before + site.after, H, site.D, site.C, grid)
+    assert strategy.flops(symbolic, config).subs(N_, N) == flops
+
+
+def test_flops_of_a_symbolic_count_assume_the_configured_cell() -> None:
+    site, K = Site(), sympy.Symbol("K", positive=True)
+    symbolic = SiteShape(site.N, K, 3, site.H, site.D, site.C, site.grid)
+    enough = SiteShape(site.N, 2 * cells(site.grid, (2, 2)), 3, site.H, site.D, site.C, site.grid)
+    assert get("lvtp").flops(symbolic, Config()) == get("lvtp").flops(enough, Config())
+    assert get("lvtp").flops(symbolic, Config()) > get("lvtp").flops(site.shape, Config())
+
+
+sides = st.integers(1, 40)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cell=st.tuples(st.integers(1, 9), st.integers(1, 9)), grid=st.tuples(sides, sides), kept=st.integers(1, 400))
+def test_fitting_cell_is_the_first_that_fits(cell: tuple[int, int], grid: tuple[int, int], kept: int) -> None:
+    rows, columns = fitting_cell(cell, grid, kept)
+    room = max(1, kept // 2)
+    assert cells(grid, (rows, columns)) <= room
+    assert rows >= cell[0]
+    assert columns >= cell[1]
+    assert (rows, columns) == cell or cells(grid, cell) > room  # not enlarged without need
+    if rows > cell[0] and columns > cell[1]:  # nor by more than one step, and square cells stay nearly square
+        assert cells(grid, (rows - 1, columns)) > room or cells(grid, (rows, columns - 1)) > room
+        assert abs(rows - columns) <= 1
+
+
+def test_fitting_cell_grows_by_rows_first() -> None:
+    assert fitting_cell((2, 2), (6, 5), 18) == (2, 2)
+    assert fitting_cell((2, 2), (6, 5), 12) == (3, 2)
+    assert fitting_cell((2, 2), (6, 5), 10) == (3, 3)
+    assert fitting_cell((1, 4), (6, 5), 10) == (3, 4)
+
+
+@given(grid=st.tuples(sides, sides), cell=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@few
+def test_cells_cover_the_grid(grid: tuple[int, int], cell: tuple[int, int]) -> None:
+    places = {(r // cell[0], c // cell[1]) for r in range(grid[0]) for c in range(grid[1])}
+    assert cells(grid, cell) == len(places)
+
+
+@every_strategy
+def test_every_name_of_the_config_is_a_strategy(name: str) -> None:
+    assert Config(strategy=name).strategy == name
+    assert callable(get(name).priority)
+    assert callable(get(name).flops)
+
+
+def test_an_unknown_strategy_is_refused() -> None:
+    with pytest.raises(LvtpError, match=r"(?s)LVTP201.*Config.strategy.*one of lvtp, random, grid.*got: 'best'"):
+        Config(strategy="best")
+    with pytest.raises(KeyError, match="best"):
+        get("best")
