@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.label import Axis, Factor, Kind, Label, has_kind, plain, token_axes
+from lvtp_fx.passes.axes.label import Axis, Factor, Kind, Label, has_kind, length, plain, token_axes
 from lvtp_fx.passes.rewrite_sizes import resized
 
 aten = torch.ops.aten
@@ -115,6 +116,31 @@ class Coercer:
         if order != list(range(len(flat))):
             node = self.graph.call_function(aten.permute.default, (node, order))
         return node, tuple(flat[i] for i in order)
+
+
+    def mask_of_heads(self, mask: fx.Node, label: Label, like: Label, tokens: int) -> fx.Node:
+        """A mask, broadcastable to the scores of queries `like`, as one broadcastable to [B, H, L, L].
+
+        The queries themselves become [B, H, L, D] by `arranged`; the mask must follow their axes.
+        """
+        if [len(axis) for axis in like] == [1] * 4 and _rank(like[0][0]) == 0:
+            return mask
+        lead = [f for axis in like[:-2] for f in axis]
+        shape, whole = [], (plain(1),) * (len(like) - len(label)) + label
+        for axis, mine in zip(like[:-2], whole, strict=False):
+            sizes = [-1 if f.kind is Kind.BATCH else f.size for f in axis]
+            shape += sizes if length(mine) == length(axis) else [1] * len(axis)
+        shape += [resized(axis, tokens) for axis in whole[-2:]]
+        mask = self.graph.call_function(aten.reshape.default, (mask, shape))
+        order = sorted(range(len(lead)), key=lambda i: _rank(lead[i]))
+        mask = self.graph.call_function(aten.permute.default, (mask, [*order, len(lead), len(lead) + 1]))
+        heads = [lead[i].size if shape[i] != 1 else 1 for i in order[1:]]
+        if any(h != 1 for h in heads):  # a mask may differ along some of these axes only
+            full = [-1, *(lead[i].size for i in order[1:]), -1, -1]
+            mask = self.graph.call_function(aten.expand.default, (mask, full))
+            heads = full[1:-2]
+        batch = -1 if shape[order[0]] == -1 else 1
+        return self.graph.call_function(aten.reshape.default, (mask, [batch, prod(heads), *shape[-2:]]))
 
 
 def _rank(factor: Factor) -> int:

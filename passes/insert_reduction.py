@@ -217,7 +217,8 @@ class _Emitter:
         mask = argument(attention, 3, "attn_mask")
         if isinstance(mask, fx.Node):
             # Without log sizes: the entropy looks at what the model attends to, not at how much was merged.
-            mask = self._operand(mask, attention, flow, space)
+            label, like = flow.uses[mask], flow.uses[attention.args[0]]  # type: ignore[index]
+            mask = self.to.mask_of_heads(self._operand(mask, attention, flow, space), label, like, tokens)
         config, image = self.plan.config, self.trunk.image
         source = k if config.feature == "keys" else stream
         return SiteNodes(
