@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lvtp_fx.ops.select import AFFINITY_CHANNELS
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
 from lvtp_fx.plan import Plan
@@ -21,7 +22,7 @@ from lvtp_fx.strategies import SiteShape, get
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default, aten.baddbmm.default)
 _CPU_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
-_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
+_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
 
 
 def counts(plan: Plan) -> tuple[sympy.Symbol, ...]:
@@ -49,7 +50,8 @@ def node_flops(plan: Plan, node: fx.Node, tokens: sympy.Expr | int) -> sympy.Exp
     if node.target in _CONVOLUTIONS:
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
-        return 2 * prod(weight.meta["val"].shape[1:]) * _volume(plan, plan.labels[node], tokens)
+        seen = tensors(node)[0] if node.target is aten.conv_transpose2d.input else node
+        return 2 * prod(weight.meta["val"].shape[1:]) * _volume(plan, plan.labels[seen], tokens)
     return sympy.Integer(0)
 
 
@@ -107,7 +109,8 @@ def inserted_flops(plan: Plan) -> sympy.Expr:
     for kept, shape in zip(counts(plan), site_shapes(plan), strict=True):
         now = SiteShape(living, kept, shape.ends, shape.H, shape.D, shape.C, shape.grid)
         width = shape.D if plan.config.feature == "keys" else shape.C
-        total += strategy.flops(now, plan.config) + 2 * now.N * kept * width  # the last: owners
+        owners = 2 * (now.N - kept) * kept * (width + AFFINITY_CHANNELS)
+        total += strategy.flops(now, plan.config) + owners
         living = kept
     return total
 

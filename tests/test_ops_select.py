@@ -65,10 +65,10 @@ def test_select_keeps_exactly_k_ascending(seed: int, N: int, share: float) -> No
 def closeness(
     a: torch.Tensor, b: torch.Tensor, place_a: int, place_b: int, columns: int, reach: int, weight: float
 ) -> float:
-    """Cosine similarity, less the weighted distance on the grid."""
+    """Cosine similarity, less the weighted square of the distance on the grid."""
     cosine = float(a.double() @ b.double() / (a.double().norm() * b.double().norm()))
     apart = hypot(place_a // columns - place_b // columns, place_a % columns - place_b % columns)
-    return cosine - weight * apart / reach
+    return cosine - weight * (apart / reach) ** 2
 
 
 @few
@@ -101,8 +101,8 @@ def test_owners_trade_similarity_against_distance() -> None:
     feature = torch.tensor([[[1.0, 0], [0, 1], [0.6, 0.8], [1.0, 0]]])
     kept, position = torch.tensor([[0, 2]]), torch.arange(4)[None]
     assert lvtp.owners(feature, kept, position, 4, 4, 0.0)[0, 3] == 0
-    assert lvtp.owners(feature, kept, position, 4, 4, 1.0)[0, 3] == 1  # 1 - 3/4 < 0.6 - 1/4
-    assert lvtp.owners(feature, kept, position, 4, 8, 1.0)[0, 3] == 0  # 1 - 3/8 > 0.6 - 1/8
+    assert lvtp.owners(feature, kept, position, 4, 4, 1.0)[0, 3] == 1  # 1 - 9/16 < 0.6 - 1/16
+    assert lvtp.owners(feature, kept, position, 4, 8, 1.0)[0, 3] == 0  # 1 - 9/64 > 0.6 - 1/64
     assert lvtp.owners(feature, kept, position, 2, 8, 1.0)[0, 3] == 0  # 2 columns: 0 and 3 touch at a corner
 
 

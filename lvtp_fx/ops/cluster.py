@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.select import distance
+from lvtp_fx.ops.select import affinity, placed, rows
 
 
 @op("representatives(Tensor importance, Tensor position, int rows, int columns, int cell_rows, int cell_columns)"
@@ -46,15 +45,11 @@ def rank(
     Args:
         feature: [B, N, C]. anchors: [B, M] int64. position: [B, N] int64. importance, edges: [B, N] float32.
     """
-    unit = F.normalize(feature.float(), dim=-1)
-    chosen = torch.gather(unit, 1, anchors.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
-    places = torch.gather(position, 1, anchors)
-    similarity = torch.matmul(unit, chosen.transpose(-2, -1))  # [B, N, M]
-    similarity = similarity - neighbour_weight / reach * distance(position, places, columns)
-    nearest, cluster = similarity.max(-1)
-    itself = (torch.arange(feature.shape[1], device=anchors.device)[:, None] == anchors[:, None, :]).any(-1)
-    member = (cluster.unsqueeze(-1) == torch.arange(anchors.shape[1], device=anchors.device)).float()  # [B, N, M]
-    mean = torch.matmul(edges.unsqueeze(1), member) / member.sum(1, keepdim=True).clamp(min=1)
-    excess = edges - torch.gather(mean.squeeze(1), 1, cluster)
+    keyed = placed(feature, position, columns, reach)
+    nearest, cluster = affinity(keyed, rows(keyed, anchors), neighbour_weight).max(-1)  # over [B, N, M]
+    count = edges.new_zeros(anchors.shape)
+    total = count.scatter_add(1, cluster, edges)
+    mean = total / count.scatter_add(1, cluster, torch.ones_like(edges)).clamp(min=1)
+    excess = edges - torch.gather(mean, 1, cluster)
     priority = -nearest + edge_weight * excess.clamp(min=0) + importance_weight * importance
-    return priority.masked_fill(itself, torch.inf)
+    return priority.scatter(1, anchors, torch.inf)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
 
+AFFINITY_CHANNELS = 4  # that `affinity` adds to the features in its matrix product
+
 
 @op("positions(Tensor like, int count) -> Tensor")
 def positions(like: torch.Tensor, count: int) -> torch.Tensor:
@@ -40,26 +42,46 @@ def owners(
 ) -> torch.Tensor:
     """For each token the kept token that stands for it, as an index into `kept`: [B, N] int64.
 
-    The most similar kept token by cosine similarity, less `neighbour_weight` times the distance on the grid in
-    units of `reach` tokens. Kept tokens own themselves.
+    The kept token of the highest `affinity`. Kept tokens own themselves, so only the dropped rows are compared.
 
     Args:
         feature: [B, N, C].
         kept: [B, K] int64, ascending.
         position: [B, N] int64, places of the tokens on the full grid, `columns` wide.
     """
-    unit = F.normalize(feature.float(), dim=-1)
-    mine = torch.gather(position, 1, kept)
-    chosen = torch.gather(unit, 1, kept.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
-    similarity = torch.matmul(unit, chosen.transpose(-2, -1))  # [B, N, K]
-    similarity = similarity - neighbour_weight / reach * distance(position, mine, columns)
-    itself = torch.arange(feature.shape[1], device=kept.device)[:, None] == kept[:, None, :]
-    similarity = torch.nan_to_num(similarity, nan=-1e30).masked_fill(itself, torch.inf)
-    return similarity.argmax(-1)
+    B, N, K = *position.shape, kept.shape[1]
+    itself = torch.arange(K, device=kept.device).expand(B, K)
+    lives = torch.zeros(B, N, dtype=torch.int32, device=kept.device).scatter(1, kept, 1)
+    dropped = torch.sort(lives, dim=1, stable=True).indices[:, : N - K]
+    keyed = placed(feature, position, columns, reach)
+    similarity = affinity(rows(keyed, dropped), rows(keyed, kept), neighbour_weight)  # [B, N - K, K]
+    nearest = torch.nan_to_num(similarity, nan=-1e30).argmax(-1)
+    return torch.zeros_like(position).scatter(1, torch.cat([kept, dropped], 1), torch.cat([itself, nearest], 1))
 
 
-def distance(a: torch.Tensor, b: torch.Tensor, columns: int) -> torch.Tensor:
-    """Euclidean distance on the grid between tokens at places a [B, N] and b [B, K]: [B, N, K] float32."""
-    rows = (a // columns).unsqueeze(-1) - (b // columns).unsqueeze(-2)
-    across = (a % columns).unsqueeze(-1) - (b % columns).unsqueeze(-2)
-    return (rows * rows + across * across).float().sqrt()
+def rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x[b, index[b, j]]: x [B, N, C], index [B, J] -> [B, J, C]."""
+    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def placed(feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int) -> torch.Tensor:
+    """Unit features with their place on the grid, in units of `reach` tokens: [B, N, C] -> [B, N, C + 3] float32.
+
+    The last three channels are row, column, and the square of both.
+    """
+    place = torch.stack([position // columns, position % columns], dim=-1).float() / reach
+    return torch.cat([F.normalize(feature.float(), dim=-1), place, place.square().sum(-1, keepdim=True)], dim=-1)
+
+
+def affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """Cosine similarity less `weight` times the squared distance on the grid, as one matrix product: [B, J, M].
+
+    |x - y|^2 = |x|^2 + |y|^2 - 2 x y, so that no distance is computed pair by pair.
+
+    Args:
+        a, b: [B, J, C + 3] and [B, M, C + 3], of `placed`.
+    """
+    (unit, place, square), one = a.split([a.shape[-1] - 3, 2, 1], dim=-1), torch.ones_like(a[..., -1:])
+    left = torch.cat([unit, 2 * weight * place, -weight * one, -weight * square], dim=-1)
+    right = torch.cat([b, torch.ones_like(b[..., -1:])], dim=-1)
+    return torch.matmul(left, right.transpose(-2, -1))

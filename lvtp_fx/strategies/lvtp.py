@@ -6,10 +6,13 @@ clusterings, progressive pruning); the formulas are ours, see each op.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
+from lvtp_fx.ops.select import AFFINITY_CHANNELS
 from lvtp_fx.strategies.base import SiteNodes, SiteShape
 
 
@@ -41,15 +44,21 @@ class Lvtp:
         entropy = 2 * shape.H * n * keys * shape.D
         anchors = anchor_count(shape, config)
         width = shape.D if config.feature == "keys" else shape.C
-        return entropy + 2 * n * anchors * width + 2 * n * anchors
+        return entropy + 2 * n * anchors * (width + AFFINITY_CHANNELS)
 
 
 def fitting_cell(cell: tuple[int, int], grid: tuple[int, int], kept: int) -> tuple[int, int]:
     """The cell, enlarged until its representatives are at most half of the tokens that live on."""
+    return next(larger for larger in enlarged(cell, grid) if cells(grid, larger) <= max(1, kept // 2))
+
+
+def enlarged(cell: tuple[int, int], grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The cell and larger ones, step by step, up to one that covers the grid."""
     rows, columns = cell
-    while cells(grid, (rows, columns)) > max(1, kept // 2):
+    yield rows, columns
+    while cells(grid, (rows, columns)) > 1:
         rows, columns = (rows + 1, columns) if rows <= columns else (rows, columns + 1)
-    return rows, columns
+        yield rows, columns
 
 
 def cells(grid: tuple[int, int], cell: tuple[int, int]) -> int:
@@ -58,7 +67,8 @@ def cells(grid: tuple[int, int], cell: tuple[int, int]) -> int:
 
 
 def anchor_count(shape: SiteShape, config: Config) -> sympy.Expr:
-    """Representatives at a site. While K is still a symbol the configured cell is assumed."""
+    """Representatives at a site; piecewise while K is a symbol, as `fitting_cell` chooses."""
     if isinstance(shape.K, int):
         return sympy.Integer(cells(shape.grid, fitting_cell(config.cell, shape.grid, shape.K)))
-    return sympy.Integer(cells(shape.grid, config.cell))
+    counts = dict.fromkeys(cells(shape.grid, cell) for cell in enlarged(config.cell, shape.grid))
+    return sympy.Piecewise(*((count, sympy.Ge(shape.K, 2 * count)) for count in counts if count > 1), (1, True))

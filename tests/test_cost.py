@@ -1,0 +1,62 @@
+"""The symbolic cost is what FlopCounterMode counts, to the last FLOP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lvtp_fx
+from lvtp_fx import cost
+from lvtp_fx.capture import capture
+from lvtp_fx.config import Config
+from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
+from lvtp_fx.passes import pipeline
+from tests.zoo import ZOO
+
+
+@pytest.mark.parametrize(("name", "head", "options"), [
+    ("vit_tiny_patch16_224", "dpt", {"flops_cut": 0.2}),
+    ("beit_base_patch16_224", "linear", {"keep_ratio": 0.3, "feature": "stream"}),
+    ("eva02_tiny_patch14_224", "mask", {"keep_ratio": (0.9, 0.1), "entropy_keys": 3, "cell": (1, 2)}),
+    ("explicit_vit", "linear", {"flops_cut": 0.3, "strategy": "grid", "sites": (0, 1, 2)}),
+    ("torchvision_vit", "linear", {"flops_cut": 0.2, "strategy": "random"}),
+])
+def test_what_is_saved_is_predicted_exactly(name: str, head: str, options: dict[str, Any]) -> None:
+    model, x = ZOO[name].build(head), ZOO[name].image(2)
+    captured = capture(model, (x,), {})
+    dense = cost.measured_flops(captured.module, (x,), {}, 2)
+    plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, Config(**options)))
+    plan = pipeline.run(pipeline.rewrite(dense), plan)
+    pruned = cost.measured_flops(pipeline.finish(plan), (x,), {}, 2)
+    values = dict(zip(cost.counts(plan), (site.kept for site in plan.sites), strict=True))
+    # Attention spelled out saves the same; the normalised graph is what is counted on both sides.
+    assert dense - pruned == float(cost.saved_flops(plan).subs(values)) > 0
+    assert sum(float(cost.node_flops(plan, n, 64)) for n in plan.graph_module.graph.nodes) == dense
+
+
+def test_the_report_counts_what_the_counter_counts() -> None:
+    """On a model whose ops FlopCounterMode knows on every device: attention in the open."""
+    model, x = ZOO["explicit_vit"].build("linear"), ZOO["explicit_vit"].image(1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    assert lvtp_fx.explain(model, (x,)).gflops_dense == counter.get_total_flops() / 1e9
+
+
+def test_attention_is_counted_where_the_counter_leaves_it_out() -> None:
+    """The fused attention of the CPU: 4 N^2 C FLOPs a block."""
+
+    class Attend(nn.Module):
+        def forward(self, q: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    assert cost.measured_flops(Attend(), (torch.rand(2, 4, 10, 8),), {}, 2) == 4 * 10 * 10 * 32
+
+
+def test_the_cut_does_not_depend_on_the_batch_of_the_example() -> None:
+    model = Segmenter(SegmenterConfig(img_size=64, patch_size=8, C=16, depth=3, heads=2, classes=3))
+    one, three = (lvtp_fx.explain(model, (torch.rand(B, 3, 64, 64),), flops_cut=0.3) for B in (1, 3))
+    assert one == three
