@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python -m lvtp_fx.demo --out out/demo.png
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 # mypy knows nothing of setuptools' package-dir: it gets the package as it is installed, out of links.
 lint: $(VENV)/dev.stamp

@@ -38,7 +38,8 @@ class Config:
         feature: what similarity is measured on: the "keys" of the site, mean over heads, or the "stream".
         importance_in_rank: weight of the importance in the ranking within clusters, >= 0.
         edge_in_rank: weight by which the second clustering keeps a cluster's edge tokens back, >= 0.
-        neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0.
+        neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0:
+            cosine similarity lost at the squared distance of the grid's longer side.
         align: kept counts, prefix and suffix tokens included, are rounded to a multiple of it, >= 1.
     """
 
@@ -51,14 +52,14 @@ class Config:
     restore: Restore = "delta"
     qs: tuple[float, ...] = (0.5, 1.0, 2.0)
     entropy_direction: Literal["low", "high"] = "low"
-    entropy_keys: int = 4
+    entropy_keys: int = 8
     entropy_weight: float = 1.0
     edge_weight: float = 0.5
     cell: tuple[int, int] = (2, 2)
     feature: Feature = "keys"
     importance_in_rank: float = 0.0
     edge_in_rank: float = 0.05
-    neighbour_weight: float = 0.1
+    neighbour_weight: float = 3.0
     align: int = 1
 
     def __post_init__(self) -> None:

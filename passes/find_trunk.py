@@ -17,8 +17,9 @@ from lvtp_fx.passes.axes.label import grids, token_axes, token_factor
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
 aten = torch.ops.aten
+_ADDS = (aten.add.Tensor, aten.addcmul.default)
 # What a residual stream may pass through and still be the same stream.
-_SAME_STREAM = (aten.add.Tensor, aten.layer_norm.default, aten.rms_norm.default, aten.cat.default,
+_SAME_STREAM = (aten.add.Tensor, aten.layer_norm.default, aten.rms_norm.default, aten.cat.default, aten.concat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
                 aten.contiguous.default, aten.alias.default)
 
@@ -49,13 +50,15 @@ class FindTrunk:
             if len(own) > best[0]:
                 best = (len(own), states, own)
         _, states, own = best
+        others = _other_streams(flow, chains, states, candidates)
+        own = [a for a in own if a.node not in others]
         misses += [
             _miss(a, "it is not part of the residual stream with the most attention blocks", 4)
             for a in candidates if a not in own
         ]
         if not own:
             return replace(plan, misses=(*plan.misses, *misses))
-        trunk = _trunk(plan, flow, states, own)
+        trunk = _trunk(plan, flow, states, own, others)
         return replace(plan, trunk=trunk, misses=(*plan.misses, *misses))
 
 
@@ -100,19 +103,24 @@ def _is_state(plan: Plan, node: fx.Node) -> bool:
 
 
 def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(stream, sum) pairs: an add of a value and of something computed from that same value."""
+    """(stream, sum) pairs: an add of the stream and of something computed from it, or, where branches run side by
+    side (`x + f(x) + g(x)`), from what it was before the adds that led to it."""
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
+    before: dict[fx.Node, fx.Node] = {}
     for node in plan.graph_module.graph.nodes:
-        if node.target is not aten.add.Tensor or not _is_state(plan, node):
+        if node.target not in _ADDS or not _is_state(plan, node):
             continue
-        a, b = (node.args[0], node.args[1])
-        if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or a is b:
+        terms = sorted({n for n in tensors(node) if _is_state(plan, n)}, key=order.__getitem__)
+        if len(terms) != 2:
             continue
-        if not _is_state(plan, a) or not _is_state(plan, b):
-            continue
-        first, second = sorted((a, b), key=order.__getitem__)
-        if _reaches(flow, first, second, order):
-            yield first, node
+        for stream, term in (terms, terms[::-1]):
+            source = stream if stream is terms[0] else before.get(stream)
+            while source is not None and not _reaches(flow, source, term, order):
+                source = before.get(source)
+            if source is not None:
+                before[node] = stream
+                yield stream, node
+                break
 
 
 def _reaches(flow: nx.DiGraph, source: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> bool:
@@ -152,7 +160,31 @@ def _between(flow: nx.DiGraph, node: fx.Node, states: list[fx.Node]) -> bool:
     return nx.has_path(flow, states[0], node) and nx.has_path(flow, node, states[-1])
 
 
-def _trunk(plan: Plan, flow: nx.DiGraph, states: list[fx.Node], own: list[AttentionMatch]) -> Trunk:
+def _other_streams(
+    flow: nx.DiGraph, chains: list[list[fx.Node]], states: list[fx.Node], candidates: list[AttentionMatch]
+) -> set[fx.Node]:
+    """Other residual streams with attention that exchange values with this one, and the branches between their
+    states. They keep the full grid: only this stream remembers what its dropped tokens were. A stream that lies
+    between two states of this one is a part of a block."""
+    apart = flow.subgraph(flow.nodes - set(states))
+    found: set[fx.Node] = set()
+    for chain in chains:
+        if chain is states:
+            continue
+        inside = [s for s in chain if s in apart]
+        earlier, later = nx.ancestors(flow, inside[0]), nx.descendants(flow, inside[-1])
+        if all(state in earlier or state in later for state in states):
+            continue
+        after = set(inside).union(*(nx.descendants(apart, s) for s in inside))
+        stream = after.intersection(set(inside).union(*(nx.ancestors(apart, s) for s in inside)))
+        if any(match.node in stream for match in candidates):
+            found |= stream
+    return found
+
+
+def _trunk(
+    plan: Plan, flow: nx.DiGraph, states: list[fx.Node], own: list[AttentionMatch], others: set[fx.Node]
+) -> Trunk:
     end = states[-1]
     factor = token_factor(plan.labels[end][token_axes(plan.labels[end])[0]])
     assert factor is not None
@@ -172,7 +204,8 @@ def _trunk(plan: Plan, flow: nx.DiGraph, states: list[fx.Node], own: list[Attent
         after = nx.descendants(flow, match.node)
         state = next(s for s in states if s in cuts and s in after)
         blocks.append(Block(match, state))
-    return Trunk(root, _image(plan, flow, root), factor.grid, tuple(blocks), tuple(states), frozenset(members))
+    return Trunk(root, _image(plan, flow, root), factor.grid, tuple(blocks), tuple(states),
+                 frozenset(members - others))
 
 
 def _image(plan: Plan, flow: nx.DiGraph, root: fx.Node) -> fx.Node | None:

@@ -9,43 +9,25 @@ import torch
 from torch import fx
 
 from lvtp_fx import provenance
+from lvtp_fx.passes.attention_forms import Product, call, product_of
+from lvtp_fx.passes.attention_mask import cast, emit_mask, refuse_steps, sized
+from lvtp_fx.passes.attention_scores import VIEWS, Scores, Step, find_scores, is_transparent, same
 from lvtp_fx.passes.axes.flow import argument
 from lvtp_fx.plan import AttentionMatch, Miss, Plan
 
 aten = torch.ops.aten
 
 SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-PRODUCTS = (aten.matmul.default, aten.bmm.default)
-# Value-preserving in eval mode: they may stand between the parts of an attention.
-_TRANSPARENT = (aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.clone.default,
-                aten.contiguous.default, aten.expand.default, aten.dropout.default, aten.alias.default)
-_ADDS = (aten.add.Tensor, aten.sub.Tensor)
-_SCALES = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of `softmax(scale * q @ k_t + mask) @ v`; `product` is the last matrix product."""
+    """The parts of `softmax(scale * q @ k_t + mask) @ v`; `values` is the last matrix product, at `product`."""
 
-    q: fx.Node
-    k_t: fx.Node
-    v: fx.Node
-    scale: float
-    scale_tensors: tuple[fx.Node, ...]
-    masks: tuple[fx.Node, ...]
+    scores: Scores
     softmax: fx.Node
+    values: Product
     product: fx.Node
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the input of a softmax is made of."""
-
-    q: fx.Node
-    k_t: fx.Node
-    scale: float = 1.0
-    scale_tensors: tuple[fx.Node, ...] = ()
-    masks: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,7 @@ def match_softmax(softmax: fx.Node) -> Parts | Miss:
         return _miss(softmax, "the softmax does not run over the last axis", 1)
     start = softmax.args[0]
     assert isinstance(start, fx.Node)
-    scores = _scores(start)
+    scores = find_scores(start)
     if isinstance(scores, str):
         return _miss(softmax, scores, 2)
     node = softmax
@@ -104,105 +86,82 @@ def match_softmax(softmax: fx.Node) -> Parts | Miss:
             reason = "the attention map has a second consumer" if len(node.users) > 1 else "the map is not used"
             return _miss(softmax, reason, 3)
         user = next(iter(node.users))
-        if user.target in PRODUCTS and user.args[0] is node:
-            v = user.args[1]
-            assert isinstance(v, fx.Node)
+        values = product_of(user, node)
+        if values is not None and values.added is None:
             break
-        if user.target not in _TRANSPARENT or user.args[0] is not node:
+        handed_on = is_transparent(user) or user.target in VIEWS
+        if not handed_on or user.args[0] is not node:
             return _miss(softmax, f"the attention map goes into {user.target} before the values", 3)
+        if user.target in VIEWS:  # the mask must follow
+            scores = replace(scores, steps=(*scores.steps, Step("view", user)))
         node = user
-    q, k_t = scores.q.meta["val"], scores.k_t.meta["val"]
-    if not q.ndim == k_t.ndim == v.meta["val"].ndim or q.dtype != v.meta["val"].dtype:
-        return _miss(softmax, "queries, keys and values differ in rank or dtype", 3)
-    return Parts(scores.q, scores.k_t, v, scores.scale, scores.scale_tensors, scores.masks, softmax, user)
+    reason = _refuse(scores, softmax, values)
+    if reason:
+        return _miss(softmax, reason, 3)
+    return Parts(scores, softmax, values, user)
 
 
-def _scores(node: fx.Node) -> Scores | str:
-    """Walk up from the softmax to `q @ k_t`, collecting scales and masks; a string says where the walk ended."""
-    if node.target in PRODUCTS:
-        q, k_t = node.args[:2]
-        assert isinstance(q, fx.Node) and isinstance(k_t, fx.Node)
-        return Scores(q, k_t)
-    if node.target is aten.baddbmm.default:
-        mask, q, k_t = node.args[:3]
-        assert isinstance(mask, fx.Node) and isinstance(q, fx.Node) and isinstance(k_t, fx.Node)
-        if node.kwargs.get("beta", 1) != 1:
-            return "a scaled baddbmm"
-        return Scores(q, k_t, float(node.kwargs.get("alpha", 1)), masks=(mask,))
-    if node.target in _TRANSPARENT and isinstance(node.args[0], fx.Node):
-        return _scores(node.args[0])
-    if node.target in _SCALES:
-        return _scaled(node)
-    if node.target is aten.add.Tensor and node.kwargs.get("alpha", 1) == 1:
-        return _masked(node)
-    return f"the scores come from {node.target}, not from a product of queries and keys"
-
-
-def _masked(node: fx.Node) -> Scores | str:
-    reasons = []
-    for inner, mask in (node.args[:2], node.args[1::-1]):
-        if isinstance(inner, fx.Node) and isinstance(mask, fx.Node):
-            found = _scores(inner)
-            if isinstance(found, Scores):
-                return replace(found, masks=(*found.masks, mask))
-            reasons.append(found)
-    return reasons[0] if reasons else "a number is added to the scores"
-
-
-def _scaled(node: fx.Node) -> Scores | str:
-    inner, factor = node.args[:2]
-    divide = node.target in (aten.div.Tensor, aten.div.Scalar)
-    if not isinstance(inner, fx.Node):
-        inner, factor = factor, inner
-    assert isinstance(inner, fx.Node)
-    found = _scores(inner)
-    if isinstance(found, str) and isinstance(factor, fx.Node) and not divide:
-        found, factor = _scores(factor), inner
-    if isinstance(found, str):
-        return found
-    if found.masks:
-        return "the scores are scaled after the mask"
-    if isinstance(factor, fx.Node):
-        value = factor.meta["val"]
-        if divide or any(size != 1 for size in value.shape[-2:]):
-            return "the scores are scaled token by token"
-        return replace(found, scale_tensors=(*found.scale_tensors, factor))
-    number: Any = factor
-    return replace(found, scale=found.scale / number if divide else found.scale * number)
+def _refuse(scores: Scores, softmax: fx.Node, values: Product) -> str:
+    """Why the parts do not make one fused attention, or ""."""
+    shape, v = values.left.value.shape, values.right.value
+    if reason := refuse_steps(scores, softmax.meta["val"].shape) or refuse_steps(scores, shape):
+        return reason
+    q, k = scores.q.value, scores.k_t.value
+    if q.ndim != k.ndim or len(shape) != v.ndim:
+        return "queries, keys and values differ in rank"
+    if not same(scores.shape, shape):
+        # The heads are split or merged in between; queries and keys must follow, as they are.
+        if not same(q.shape[:-2], scores.shape[:-2]) or not same(k.shape[:-2], scores.shape[:-2]):
+            return "heads are split or merged in broadcast scores"
+        if sum(not isinstance(size, int) for size in shape[:-2]) > 1:
+            return "heads are split or merged in a way that depends on several sizes of the input"
+    if not sized(softmax.graph, scores):
+        return "a mask is reshaped with a size that no node computes"
+    return ""
 
 
 def _normalise(parts: Parts) -> fx.Node:
     """Put one fused attention in the place of the parts."""
-    graph = parts.product.graph
+    graph, scores, values = parts.product.graph, parts.scores, parts.values
     with graph.inserting_before(parts.product):
-        q = parts.q
-        for factor in parts.scale_tensors:
-            q = call(graph, aten.mul.Tensor, q, factor)
-        k = call(graph, aten.transpose.int, parts.k_t, -2, -1)
-        mask: fx.Node | None = None
-        for term in parts.masks:
-            mask = term if mask is None else call(graph, aten.add.Tensor, mask, term)
+        q, k, v = scores.q.emit(graph), scores.k_t.swapped().emit(graph), values.right.emit(graph)
+        for step in scores.steps:
+            if step.kind in ("scale", "divide") and step.operand is not None:
+                q = call(graph, aten.mul.Tensor if step.kind == "scale" else aten.div.Tensor, q, step.operand)
+        lead = values.left.value.shape[:-2]
+        if not same(scores.shape[:-2], lead):
+            q, k = (_regrouped(graph, x, lead) for x in (q, k))
+        mask = emit_mask(graph, scores)
+        dtype = _common_dtype([q, k, v])
+        q, k, v = (cast(graph, x, dtype) for x in (q, k, v))
         if mask is not None:
-            mask = _as_mask(graph, mask, q)
-        node = call(graph, aten.scaled_dot_product_attention.default, q, k, parts.v, mask, scale=parts.scale)
+            mask = cast(graph, mask, dtype)
+            while mask.meta["val"].ndim < q.meta["val"].ndim:
+                mask = call(graph, aten.unsqueeze.default, mask, 0)
+        node = call(graph, aten.scaled_dot_product_attention.default, q, k, v, mask, scale=scores.scale)
+        out = cast(graph, node, parts.product.meta["val"].dtype)
+        if values.order:
+            out = call(graph, aten.permute.default, out, list(values.order))
     for key in ("nn_module_stack", "stack_trace"):
         if key in parts.softmax.meta:
             node.meta[key] = parts.softmax.meta[key]
-    parts.product.replace_all_uses_with(node)
+    assert same(out.meta["val"].shape, parts.product.meta["val"].shape)
+    parts.product.replace_all_uses_with(out)
     return node
 
 
-def _as_mask(graph: fx.Graph, mask: fx.Node, q: fx.Node) -> fx.Node:
-    value, dtype = mask.meta["val"], q.meta["val"].dtype
-    return mask if value.dtype == dtype else call(graph, aten.to.dtype, mask, dtype)
+def _regrouped(graph: fx.Graph, x: fx.Node, lead: Any) -> fx.Node:
+    """[..., M, K] with the axes before M reshaped; at most one of their sizes is symbolic."""
+    tail = list(x.meta["val"].shape[-2:])
+    return call(graph, aten.reshape.default, x, [s if isinstance(s, int) else -1 for s in lead] + tail)
 
 
-def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """Insert a call and infer its value from its operands' fake values."""
-    node = graph.call_function(target, args, kwargs)
-    fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = target(*fake_args, **fake_kwargs)
-    return node
+def _common_dtype(nodes: list[fx.Node]) -> torch.dtype:
+    """Softmax in float32 between products in less: the fused kernels do so by themselves. Otherwise the widest."""
+    dtype: torch.dtype = nodes[0].meta["val"].dtype
+    for node in nodes[1:]:
+        dtype = torch.promote_types(dtype, node.meta["val"].dtype)
+    return dtype
 
 
 def _miss(node: fx.Node, reason: str, near: int) -> Miss:

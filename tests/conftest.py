@@ -36,6 +36,14 @@ class Case:
     state: dict[str, torch.Tensor]  # copy of the model's, before it was transformed
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All laws of a segmenter go to one process, which transforms it once."""
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if "name" in params and "case" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(f"{params['name']} {params.get('head', 'linear')}"))
+
+
 @pytest.fixture(scope="session")
 def case() -> Callable[[str, str], Case]:
     @cache

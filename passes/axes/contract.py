@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, read_as, tensors
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, read_as, reads
 from lvtp_fx.passes.axes.label import Axis, Label, plain, token_axes, unify
 
 aten = torch.ops.aten
@@ -24,30 +26,30 @@ def matmul(node: fx.Node, reader: Reader) -> Flow:
     if any(c is None for c in columns):
         return Flow(fresh, {}, "the factors of a matrix product line different axes up with the tokens")
     out: Label = (*(c for c in columns if c is not None), la[-2], lb[-1])
-    uses = {a: (*read_as(la[:-2], columns), *la[-2:])}
-    uses[b] = (*read_as(lb[:-2], columns), *lb[-2:])
-    if a is b and uses[a] != la:
-        return Flow(fresh, {}, "a matrix is multiplied with itself over the tokens")
+    pairs = [(a, (*read_as(la[:-2], columns), *la[-2:])), (b, (*read_as(lb[:-2], columns), *lb[-2:]))]
     if node.target in (aten.baddbmm.default, aten.addmm.default):
         bias = node.args[0]
         assert isinstance(bias, fx.Node)
         both = align([out, reader.label(bias)], len(out))
         if any(c is None for c in both):
             return Flow(fresh, {}, "an added matrix lines different axes up with the tokens")
-        uses[bias] = read_as(reader.label(bias), both)
-    return Flow(out, uses)
+        pairs.append((bias, read_as(reader.label(bias), both)))
+    uses = reads(pairs)
+    return Flow(fresh, {}, "a matrix product reads one tensor in two ways") if uses is None else Flow(out, uses)
 
 
 def einsum(node: fx.Node, reader: Reader) -> Flow:
     """Letters are axes: a letter that is summed away must not be the tokens."""
-    equation, operands = argument(node, 0, "equation"), list(argument(node, 1, "tensors"))
+    operands = list(argument(node, 1, "tensors"))
+    labels = [reader.label(n) for n in operands]
     fresh = reader.unknown(node.meta["val"])
-    if "->" not in equation or "." in equation:
+    spelt = spell(argument(node, 0, "equation"), [len(label) for label in labels])
+    if spelt is None:
         return Flow(fresh, {}, "an einsum without explicit letters")
-    left, right = equation.replace(" ", "").split("->")
+    *left, right = spelt
     axes: dict[str, list[Axis]] = {}
-    for letters, operand in zip(left.split(","), operands, strict=True):
-        for letter, axis in zip(letters, reader.label(operand), strict=True):
+    for letters, label in zip(left, labels, strict=True):
+        for letter, axis in zip(letters, label, strict=True):
             axes.setdefault(letter, []).append(axis)
     one: dict[str, Axis] = {}
     for letter, found in axes.items():
@@ -55,12 +57,28 @@ def einsum(node: fx.Node, reader: Reader) -> Flow:
         if axis is None or (letter not in right and token_axes((axis,))):
             return Flow(fresh, {}, "an einsum contracts over the tokens")
         one[letter] = axis
-    uses = {
-        operand: tuple(axis if axis == plain(1) else one[letter]
-                       for letter, axis in zip(letters, reader.label(operand), strict=True))
-        for letters, operand in zip(left.split(","), operands, strict=True)
-    }
+    uses = reads(
+        (operand, tuple(axis if axis == plain(1) else one[letter] for letter, axis in zip(letters, label, strict=True)))
+        for letters, label, operand in zip(left, labels, operands, strict=True)
+    )
+    if uses is None:
+        return Flow(fresh, {}, "an einsum reads one tensor in two ways")
     return Flow(tuple(one[letter] for letter in right), uses)
+
+
+def spell(equation: str, ranks: list[int]) -> list[str] | None:
+    """The letters of each operand and, last, of the result, with `...` written out; None for an equation without a
+    result, or with ellipses of several lengths, which are broadcast."""
+    if "->" not in equation:
+        return None
+    inputs, result = equation.replace(" ", "").split("->")
+    terms = inputs.split(",")
+    lengths = {rank - len(t) + 3 for t, rank in zip(terms, ranks, strict=True) if "..." in t}
+    if len(lengths) > 1:
+        return None
+    free = [c for c in ascii_letters if c not in equation]
+    dots = "".join(free[: lengths.pop()]) if lengths else ""
+    return [t.replace("...", dots) for t in (*terms, result)]
 
 
 def attention(node: fx.Node, reader: Reader) -> Flow:
@@ -70,6 +88,8 @@ def attention(node: fx.Node, reader: Reader) -> Flow:
     mask = argument(node, 3, "attn_mask")
     fresh = reader.unknown(node.meta["val"])
     columns = unify([lk[-2], lv[-2]])
+    if argument(node, 7, "enable_gqa", False):
+        return Flow(fresh, {}, "heads share their keys (enable_gqa)")
     batch = align([lq[:-2], lk[:-2], lv[:-2]], len(lq) - 2)
     if columns is None or any(c is None for c in batch):
         return Flow(fresh, {}, "keys and values run over different axes")
@@ -77,14 +97,17 @@ def attention(node: fx.Node, reader: Reader) -> Flow:
         return Flow(fresh, {}, "causal attention depends on the position of a token in the sequence")
     if token_axes((lq[-1], lk[-1], lv[-1])):
         return Flow(fresh, {}, "attention runs over channels")
-    uses = {n: (*read_as(la[:-2], batch), *tail) for n, la, tail in (
-        (q, lq, lq[-2:]), (k, lk, (columns, lk[-1])), (v, lv, (columns, lv[-1])))}
+    pairs = [(n, (*read_as(la[:-2], batch), *tail)) for n, la, tail in (
+        (q, lq, lq[-2:]), (k, lk, (columns, lk[-1])), (v, lv, (columns, lv[-1])))]
     if isinstance(mask, fx.Node):
         scores = [*batch, lq[-2], columns]
         both = align([tuple(a for a in scores if a is not None), reader.label(mask)], len(scores))
         if any(c is None for c in both):
             return Flow(fresh, {}, "the mask lines different axes up with the tokens")
-        uses[mask] = read_as(reader.label(mask), both)
+        pairs.append((mask, read_as(reader.label(mask), both)))
+    uses = reads(pairs)
+    if uses is None:
+        return Flow(fresh, {}, "attention reads one tensor in two ways")
     return Flow((*(c for c in batch if c is not None), lq[-2], lv[-1]), uses)
 
 
@@ -94,10 +117,3 @@ RULES: dict[object, Rule] = {
     aten.einsum.default: einsum,
     aten.scaled_dot_product_attention.default: attention,
 }
-
-
-def image_op(node: fx.Node, reader: Reader) -> Flow:
-    """Anything on a picture (convolution, pooling, resize): its output is a picture again."""
-    x = tensors(node)[0] if tensors(node) else None
-    out = reader.unknown(node.meta["val"])
-    return Flow(out, {}, f"{node.target} has no rule for tokens" if x is not None else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -64,6 +64,13 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.kwargs.get(name, default)
 
 
+def named(node: fx.Node, name: str, default: Any = None) -> Any:
+    """An argument by its name in the op's schema, for ops that have it at different places."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    position = [a.name for a in node.target._schema.arguments].index(name)
+    return argument(node, position, name, default)
+
+
 def tensors(node: fx.Node) -> list[fx.Node]:
     """Operands that are tensors, in order, lists of tensors included."""
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
@@ -84,6 +91,15 @@ def read_as(label: Label, columns: Sequence[Axis | None]) -> Label:
         axis if column is None or length(axis) == 1 else column
         for axis, column in zip(label, tail, strict=True)
     )
+
+
+def reads(pairs: Iterable[tuple[fx.Node, Label]]) -> dict[fx.Node, Label] | None:
+    """The label each operand is read with; None where one operand is read with two labels."""
+    uses: dict[fx.Node, Label] = {}
+    for node, label in pairs:
+        if uses.setdefault(node, label) != label:
+            return None
+    return uses
 
 
 def broadcast(node: fx.Node, reader: Reader, operands: Sequence[fx.Node], rank: int) -> Flow:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, argument, broadcast, tensors
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, argument, broadcast, named, tensors
 from lvtp_fx.passes.axes.label import Label, plain, token_axes
 
 aten = torch.ops.aten
@@ -19,7 +19,7 @@ def pointwise(node: fx.Node, reader: Reader) -> Flow:
 
 
 def like_first(node: fx.Node, reader: Reader) -> Flow:
-    """Casts, copies and dropout: the label of the first operand; the others give a type or a layout."""
+    """Casts, copies, dropout, tensors of zeros: the label of the first operand; others give a type or a layout."""
     first = tensors(node)[0]
     return Flow(reader.label(first), {first: reader.label(first)})
 
@@ -38,8 +38,8 @@ def normalise_last(node: fx.Node, reader: Reader) -> Flow:
     count = len(argument(node, 1, "normalized_shape"))
     full = "a norm runs over the token axis" if token_axes(label[len(label) - count :]) else ""
     out: Any = label
-    if isinstance(node.meta["val"], (tuple, list)):
-        out = (label, *(reader.unknown(v) for v in node.meta["val"][1:]))
+    if isinstance(node.meta["val"], (tuple, list)):  # with the mean and the inverse deviation
+        out = (label, *((*label[: len(label) - count], *(plain(1),) * count) for _ in node.meta["val"][1:]))
     return Flow(out, {x: label}, full)
 
 
@@ -53,13 +53,13 @@ def along(node: fx.Node, reader: Reader) -> Flow:
 
 
 def reduction(node: fx.Node, reader: Reader) -> Flow:
-    """`sum mean amax ...` over some axes."""
+    """`sum mean amax norm ...` over some axes."""
     x = tensors(node)[0]
     label = reader.label(x)
-    dims = argument(node, 1, "dim")
+    dims = named(node, "dim")
     dims = list(range(len(label))) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     gone = {d % len(label) for d in dims}
-    keepdim = bool(argument(node, 2, "keepdim", False))
+    keepdim = bool(named(node, "keepdim", False))
     out: Label = tuple(
         plain(1) if i in gone else axis for i, axis in enumerate(label) if keepdim or i not in gone
     )
@@ -67,6 +67,15 @@ def reduction(node: fx.Node, reader: Reader) -> Flow:
         return Flow(reader.unknown(node.meta["val"]), {}, f"{node.target} reduces over the tokens")
     values = node.meta["val"]
     return Flow((out,) * len(values) if isinstance(values, (tuple, list)) else out, {x: label})
+
+
+def halve(node: fx.Node, reader: Reader) -> Flow:
+    """`glu`: one half of an axis gates the other."""
+    x = tensors(node)[0]
+    label = reader.label(x)
+    dim = argument(node, 1, "dim", -1) % len(label)
+    out = (*label[:dim], plain(reader.out_sizes(node)[dim]), *label[dim + 1 :])
+    return Flow(out, {x: label}, "half of the tokens gate the others" if token_axes((label[dim],)) else "")
 
 
 def is_pointwise(target: object) -> bool:
@@ -86,11 +95,11 @@ RULES: dict[object, Rule] = {
     aten.mean.dim: reduction,
     aten.amax.default: reduction,
     aten.amin.default: reduction,
-    aten.var.correction: reduction,
-    aten.std.correction: reduction,
-    aten.linalg_vector_norm.default: lambda node, reader: _vector_norm(node, reader),
+    **dict.fromkeys((aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim), reduction),
+    aten.linalg_vector_norm.default: reduction,
     aten.max.dim: reduction,
     aten.min.dim: reduction,
+    aten.glu.default: halve,
     aten.to.dtype: like_first,
     aten.to.dtype_layout: like_first,
     aten.to.device: like_first,
@@ -101,17 +110,7 @@ RULES: dict[object, Rule] = {
     aten.detach.default: like_first,
     aten.alias.default: like_first,
     aten.lift_fresh_copy.default: like_first,
+    **dict.fromkeys((aten.zeros_like.default, aten.ones_like.default, aten.full_like.default), like_first),
+    # Pointwise, but torch does not tag them so.
+    **dict.fromkeys((aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar), pointwise),
 }
-
-
-def _vector_norm(node: fx.Node, reader: Reader) -> Flow:
-    # The order of the norm stands where other reductions have their axes.
-    x = tensors(node)[0]
-    label = reader.label(x)
-    dims = argument(node, 2, "dim")
-    keepdim = bool(argument(node, 3, "keepdim", False))
-    gone = set(range(len(label))) if dims is None else {d % len(label) for d in dims}
-    if any(token_axes((label[i],)) for i in gone):
-        return Flow(reader.unknown(node.meta["val"]), {}, "a norm reduces over the tokens")
-    kept = (plain(1) if i in gone else a for i, a in enumerate(label) if keepdim or i not in gone)
-    return Flow(tuple(kept), {x: label})

@@ -1,0 +1,370 @@
+"""The encoder: states of the residual stream, blocks, grid, root and image; and the sites chosen among its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lvtp_fx
+from lvtp_fx.config import Config
+from lvtp_fx.errors import LvtpError
+from lvtp_fx.passes.choose_sites import ChooseSites, automatic
+from lvtp_fx.passes.find_trunk import refuse_unmatched
+from lvtp_fx.plan import Plan, Trunk
+from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, picture
+from tests.zoo import randomise
+
+Tensor = torch.Tensor
+
+
+def fused(m: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class PostNorm(PreNorm):
+    """norm(x + attention(x)), norm(x + mlp(x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x))
+        out: Tensor = self.norm2(x + self.mlp(x))
+        return out
+
+
+class Scaled(PreNorm):
+    """LayerScale, once written as a product and once as torch.addcmul."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__(attention)
+        self.gamma1, self.gamma2 = nn.Parameter(torch.ones(C)), nn.Parameter(torch.ones(C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.gamma1 * self.attention(self.norm1(x))
+        return torch.addcmul(x, self.gamma2, self.mlp(self.norm2(x)))
+
+
+class Parallel(PreNorm):
+    """Two attentions side by side, as in DeiT-III and "Three things everyone should know"."""
+
+    def __init__(self) -> None:
+        super().__init__(Attention(fused))
+        self.other = Attention(fused)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attention(h) + self.other(h)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class SideBySide(PreNorm):
+    """x + attention(norm(x)) + mlp(norm(x)), as in ViT-22B."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        attended, thought = self.attention(h), self.mlp(h)  # both before the adds; in Parallel they are not
+        out: Tensor = x + attended + thought
+        return out
+
+
+class NoAttention(PreNorm):
+    """Tokens mixed by a product, as in MLP-Mixer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x).mT).mT
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class MaskTransformer(nn.Module):
+    """Class queries and patch tokens attend to each other, as in Segmenter's decoder."""
+
+    def __init__(self, encoder: TinyViT, depth: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.project, self.queries = nn.Linear(C, C), nn.Parameter(torch.randn(1, 5, C))
+        self.decoder = nn.ModuleList(PreNorm(AnyLength(fused)) for _ in range(depth))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.encoder.embed(image)
+        for block in self.encoder.blocks:
+            x = block(x)
+        x = torch.cat([self.project(self.encoder.norm(x)), self.queries.expand(x.shape[0], -1, -1)], 1)
+        for block in self.decoder:
+            x = block(x)
+        return (x[:, :-5] @ x[:, -5:].mT).mT.unflatten(2, (8, 8))
+
+
+class AnyLength(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, C // 2).permute(2, 0, 3, 1, 4)
+        out: Tensor = self.proj(fused(self, q, k, v).transpose(1, 2).reshape(x.shape[0], x.shape[1], C))
+        return out
+
+
+class DualStream(nn.Module):
+    """Two encoders of a picture and its depth, the shallow one added to the deep one at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = TinyViT([PreNorm(Attention(fused)) for _ in range(2)])
+        self.shallow = TinyViT([PreNorm(Attention(fused))])
+
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        out: Tensor = self.shallow(depth) + self.deep(image)
+        return out
+
+
+class Exchange(nn.Module):
+    """Two streams that tell each other after each block what they found; both are read at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_a, self.embed_b = Embed(), Embed()
+        self.a = nn.ModuleList(PreNorm(Attention(fused)) for _ in range(3))
+        self.b = nn.ModuleList(PreNorm(Attention(fused)) for _ in range(2))
+        self.to_a, self.to_b, self.head = nn.Linear(C, C), nn.Linear(C, C), nn.Linear(2 * C, 5)
+
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        a, b = self.a[0](self.embed_a(image)), self.embed_b(depth)
+        for block_a, block_b in zip(self.a[1:], self.b, strict=True):
+            b = block_b(b + self.to_b(a))
+            a = block_a(a + self.to_a(b))
+        out: Tensor = self.head(torch.cat([a, b], -1))
+        return out
+
+
+class Nested(PreNorm):
+    """A residual attention in a narrow space inside the branch: x + up(h + attention(h)), h = down(x)."""
+
+    def __init__(self) -> None:
+        super().__init__(Attention(fused))
+        self.down, self.up = nn.Linear(C, C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.down(self.norm1(x))
+        x = x + self.up(h + self.attention(h))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class WithRegisters(TinyViT):
+    """A class token and two registers before the patches, taken off before the head."""
+
+    def __init__(self) -> None:
+        super().__init__([PreNorm(AnyLength(fused)) for _ in range(2)])
+        self.prefix = nn.Parameter(torch.randn(1, 3, C))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.cat([self.prefix.expand(image.shape[0], -1, -1), self.embed(image)], 1)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(self.norm(x)[:, 3:])
+        return out
+
+
+class CrossOnly(nn.Module):
+    """Queries that attend to the patches, which never attend to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.queries = Embed(), nn.Parameter(torch.randn(1, 9, C))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(image)
+        q = self.queries.expand(x.shape[0], -1, -1)
+        return q + F.scaled_dot_product_attention(q, x, x)
+
+
+def trunk_of(plan: Plan) -> Trunk:
+    assert plan.trunk is not None
+    return plan.trunk
+
+
+def paths(trunk: Trunk) -> list[str]:
+    return [block.attention.path for block in trunk.blocks]
+
+
+def steps(trunk: Trunk) -> list[str]:
+    """The states by the kind of their node."""
+    return [str(state.target).split(".")[1] for state in trunk.states]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plan:
+    return analyse(TinyViT([PreNorm(Attention(fused)) for _ in range(6)]))
+
+
+@pytest.fixture(scope="module")
+def parallel() -> Plan:
+    return analyse(TinyViT([Parallel(), Parallel()]))
+
+
+def test_pre_norm(plain: Plan) -> None:
+    trunk = trunk_of(plain)
+    assert paths(trunk) == [f"blocks.{i}.attention" for i in range(6)]
+    assert trunk.grid == (8, 8)
+    assert trunk.image is not None
+    assert trunk.image.op == "placeholder"
+    assert steps(trunk) == ["transpose", "add"] + ["add"] * 12  # tokens, positions, then two adds a block
+    for i, block in enumerate(trunk.blocks):
+        assert block.state is trunk.states[2 * i + 2]  # after the attention's add, before the MLP's
+    assert plain.misses == ()
+
+
+def test_root_and_members(plain: Plan) -> None:
+    trunk = trunk_of(plain)
+    order = list(plain.graph_module.graph.nodes)
+    assert str(trunk.root.target) == "aten.reshape.default"  # rows and columns become tokens
+    assert trunk.root in trunk.members
+    assert set(trunk.states) <= trunk.members
+    assert {b.attention.node for b in trunk.blocks} <= trunk.members
+    end = order.index(trunk.states[-1])
+    assert all(order.index(trunk.root) <= order.index(m) <= end for m in trunk.members)
+    assert not any(m.op in ("placeholder", "get_attr") for m in trunk.members)
+
+
+def test_post_norm() -> None:
+    trunk = trunk_of(analyse(TinyViT([PostNorm(Attention(fused)) for _ in range(2)])))
+    assert paths(trunk) == ["blocks.0.attention", "blocks.1.attention"]
+    assert steps(trunk) == ["transpose", "add", *["add", "layer_norm"] * 3, "add"]
+    assert [b.state for b in trunk.blocks] == [trunk.states[2], trunk.states[6]]
+
+
+def test_layer_scale() -> None:
+    trunk = trunk_of(analyse(TinyViT([Scaled(Attention(fused)) for _ in range(2)])))
+    assert steps(trunk) == ["transpose", "add", "add", "addcmul", "add", "addcmul"]
+    assert [b.state for b in trunk.blocks] == [trunk.states[2], trunk.states[4]]
+
+
+def test_registers_are_a_prefix() -> None:
+    plan = analyse(WithRegisters())
+    trunk = trunk_of(plan)
+    assert trunk.grid == (8, 8)
+    assert len(trunk.blocks) == 2
+    (factor,) = plan.labels[trunk.states[-1]][1]
+    assert (factor.before, factor.after) == (3, 0)
+
+
+def test_attention_and_mlp_side_by_side() -> None:
+    trunk = trunk_of(analyse(TinyViT([SideBySide(Attention(fused)) for _ in range(2)])))
+    assert paths(trunk) == ["blocks.0.attention", "blocks.1.attention"]
+    # Before the MLP is added the stream is no cut point: the MLP looks past it.
+    assert [b.state for b in trunk.blocks] == [trunk.states[3], trunk.states[5]]
+
+
+def test_parallel_attentions_share_a_state(parallel: Plan) -> None:
+    trunk = trunk_of(parallel)
+    assert paths(trunk) == ["blocks.0.attention", "blocks.0.other", "blocks.1.attention", "blocks.1.other"]
+    states = [b.state for b in trunk.blocks]
+    assert states[0] is states[1]
+    assert states[2] is states[3]
+    assert states[0] is not states[2]
+
+
+def test_decoder_with_attention_of_its_own_is_not_the_trunk() -> None:
+    """Also where it has as many blocks: the first stream is the encoder."""
+    depth = 2
+    encoder = TinyViT([PreNorm(Attention(fused)) for _ in range(2)])
+    plan = analyse(MaskTransformer(encoder, depth))
+    assert paths(trunk_of(plan)) == ["encoder.blocks.0.attention", "encoder.blocks.1.attention"]
+    assert [m.path for m in plan.misses] == [f"decoder.{i}.attention" for i in range(depth)]
+    assert {m.reason for m in plan.misses} == {
+        "it is not part of the residual stream with the most attention blocks"}
+
+
+def test_stream_with_the_most_attention_is_the_trunk() -> None:
+    plan = analyse(DualStream(), picture(), picture(seed=2))
+    trunk = trunk_of(plan)
+    assert paths(trunk) == [f"deep.blocks.{i}.attention" for i in range(2)]
+    assert trunk.image is not None
+    assert trunk.image.name == "image"
+    assert [m.path for m in plan.misses] == ["shallow.blocks.0.attention"]
+    assert not any("shallow" in str(m.meta.get("nn_module_stack")) for m in trunk.members)
+
+
+def test_stream_that_exchanges_with_the_trunk_keeps_the_full_grid() -> None:
+    """It has no memory of dropped tokens, so the trunk is restored for it."""
+    model = randomise(Exchange(), seed=0).eval()
+    images = (picture(), picture(seed=2))
+    fast = lvtp_fx.transform(model, images, keep_ratio=0.7, sites=(0,))
+    assert [(b.path, b.site) for b in fast.report.blocks] == [
+        ("a.0.attention", True), ("a.1.attention", False), ("a.2.attention", False)]
+    assert [u.where.split()[0] for u in fast.report.unmatched] == ["b.0.attention", "b.1.attention"]
+    assert lvtp_fx.verify(model, fast, images).max_error < 2e-5
+
+
+def test_stream_inside_a_branch_belongs_to_the_block() -> None:
+    plan = analyse(TinyViT([Nested(), Nested()]))
+    assert paths(trunk_of(plan)) == ["blocks.0.attention", "blocks.1.attention"]
+    assert plan.misses == ()
+
+
+def test_no_attention_is_an_error_and_no_silent_no_op() -> None:
+    model = TinyViT([NoAttention()]).eval()
+    with pytest.raises(LvtpError, match="LVTP102") as error:
+        lvtp_fx.transform(model, (picture(),))
+    assert error.value.got == "no softmax that looks like attention"
+
+
+def test_cross_attention_alone_is_the_nearest_miss() -> None:
+    plan = analyse(CrossOnly())
+    assert plan.trunk is None
+    refusal = refuse_unmatched(plan)
+    assert refusal.code == "LVTP102"
+    assert refusal.got == ("1 attention nodes; the nearest miss: its queries are not the tokens of the grid "
+                           "(cross-attention)")
+
+
+# Sites
+
+
+def chosen(plan: Plan, sites: str | tuple[int, ...]) -> list[int]:
+    plan = replace(plan, config=Config(sites=sites))  # type: ignore[arg-type]
+    made = ChooseSites()(plan).sites
+    assert all(site.parent == 64 for site in made)  # counts come with the next pass
+    return [site.block for site in made]
+
+
+def test_automatic_sites_lie_in_the_first_half(plain: Plan) -> None:
+    assert chosen(plain, "auto") == [0, 1, 2]
+
+
+def test_automatic_sites_of_parallel_blocks_are_at_states_of_their_own(parallel: Plan) -> None:
+    sites = automatic(trunk_of(parallel))
+    states = [trunk_of(parallel).blocks[i].state for i in sites]
+    assert len(sites) == len(set(states)) == 1
+
+
+def test_given_sites_are_sorted_and_count_from_the_end(plain: Plan) -> None:
+    assert chosen(plain, (4, 1)) == [1, 4]
+    assert chosen(plain, (-1, 0, -6)) == [0, 5]
+
+
+@pytest.mark.parametrize("site", [6, -7])
+def test_sites_out_of_range(plain: Plan, site: int) -> None:
+    with pytest.raises(LvtpError, match="LVTP203") as error:
+        chosen(plain, (1, site))
+    assert error.value.expected == "block indices in [-6, 6)"
+    assert error.value.got == str((1, site))
+
+
+def test_two_sites_in_parallel_blocks_are_refused(parallel: Plan) -> None:
+    with pytest.raises(LvtpError, match="LVTP203") as error:
+        chosen(parallel, (0, 1))
+    assert error.value.why == "blocks 0 and 1 run in parallel and end in the same add"
+    assert chosen(parallel, (1, 2)) == [1, 2]
+
+
+def test_pruned_graph_equals_the_dense_oracle() -> None:
+    """A block of each kind, tokens dropped after each but the last."""
+    blocks = [PostNorm(Attention(fused)), Scaled(Attention(fused)), SideBySide(Attention(fused)), Parallel()]
+    model = randomise(TinyViT(blocks), seed=0).eval()
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.8, sites=(0, 1, 2))
+    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
