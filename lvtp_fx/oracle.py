@@ -75,7 +75,7 @@ class Oracle(fx.Interpreter):
         return ((same @ grid.to(same.dtype)) / same.sum(-1, keepdim=True)).to(grid.dtype)
 
     def _restore(self, state: StateRecord) -> torch.Tensor:
-        now = next(value for node, value in self.env.items() if node.name == state.name)
+        now: torch.Tensor = next(value for node, value in self.env.items() if node.name == state.name)
         for site in reversed(range(self.level[state.name])):
             now = self._undo(state, now, site)
         return now
@@ -109,7 +109,7 @@ class Oracle(fx.Interpreter):
             args = (*args[:3], added, *args[4:])
         else:
             args = (args[0] + _per_query(bias, args[0]).to(args[0].dtype), *args[1:])
-        result = getattr(self, n.op)(n.target, args, kwargs)
+        result: torch.Tensor = getattr(self, n.op)(n.target, args, kwargs)
         index = torch.arange(bias.shape[1], device=owner.device).repeat(owner.shape[0], 1)
         index[:, hook.before : bias.shape[1] - hook.after] = owner + hook.before
         index = _per_query(index, result).transpose(-2, -1)

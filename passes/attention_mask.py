@@ -67,6 +67,7 @@ def _viewed(graph: fx.Graph, mask: fx.Node, view: fx.Node) -> fx.Node:
 
 def _size_node(graph: fx.Graph, before: fx.Node, size: Any) -> fx.Node:
     """A node before `before` that computes this symbolic size; capture makes one from the input's batch."""
+    node: fx.Node
     for node in graph.nodes:
         if node is before:
             break

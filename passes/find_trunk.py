@@ -65,7 +65,7 @@ class FindTrunk:
 def _self_attentions(plan: Plan) -> tuple[list[AttentionMatch], list[Miss]]:
     good, misses = [], []
     for match in plan.attentions:
-        q, k = (plan.labels.get(n, ()) for n in match.node.args[:2])
+        q, k = (plan.labels.get(n, ()) for n in match.node.args[:2] if isinstance(n, fx.Node))
         rows, columns = (token_factor(label[-2]) if len(label) > 1 else None for label in (q, k))
         flow = plan.flows[match.node]
         if flow.full:
@@ -157,7 +157,7 @@ def _chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
 
 def _between(flow: nx.DiGraph, node: fx.Node, states: list[fx.Node]) -> bool:
     """Whether an attention lies on the stream: fed by its first state, and added to a later one."""
-    return nx.has_path(flow, states[0], node) and nx.has_path(flow, node, states[-1])
+    return bool(nx.has_path(flow, states[0], node) and nx.has_path(flow, node, states[-1]))
 
 
 def _other_streams(

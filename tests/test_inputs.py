@@ -110,7 +110,7 @@ def test_a_saved_module_runs_but_its_graph_is_lost(it: Case) -> None:
     again = torch.load(file, weights_only=False)
     assert torch.equal(again(it.x), it.fast(it.x))
     assert again.report == it.fast.report
-    with pytest.raises(lvtp_fx.LvtpError, match="LVTP302.*\n.*\n.*\n.*\n.*torch.save loses its graph"):
+    with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP302.*\n.*\n.*\n.*\n.*torch.save loses its graph"):
         lvtp_fx.decisions(again, it.x)
 
 
@@ -168,7 +168,7 @@ def test_graph_modules_and_exported_programs_are_accepted(it: Case) -> None:
     fast = lvtp_fx.transform(program, flops_cut=CUT)
     assert torch.equal(fast(it.x), it.fast(it.x))
     assert fast.report.notes == ("the batch size is fixed at 3: the captured graph was specialised to it",)
-    with pytest.raises(lvtp_fx.LvtpError, match="LVTP401.*\n  expected: shape \\[3, 3, 128, 128\\]"):
+    with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP401.*\n  expected: shape \[3, 3, 128, 128\]"):
         fast(it.x[:1])
 
 

@@ -53,10 +53,10 @@ def einsum(node: fx.Node, reader: Reader) -> Flow:
             axes.setdefault(letter, []).append(axis)
     one: dict[str, Axis] = {}
     for letter, found in axes.items():
-        axis = unify(found)
-        if axis is None or (letter not in right and token_axes((axis,))):
+        joined = unify(found)
+        if joined is None or (letter not in right and token_axes((joined,))):
             return Flow(fresh, {}, "an einsum contracts over the tokens")
-        one[letter] = axis
+        one[letter] = joined
     uses = reads(
         (operand, tuple(axis if axis == plain(1) else one[letter] for letter, axis in zip(letters, label, strict=True)))
         for letters, label, operand in zip(left, labels, operands, strict=True)

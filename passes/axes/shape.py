@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, read_as, tensors
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, named, read_as, tensors
 from lvtp_fx.passes.axes.label import (
     Axis,
     Factor,
@@ -44,7 +44,7 @@ def permute(node: fx.Node, reader: Reader) -> Flow:
     if node.target is aten.permute.default:
         order = [d % len(label) for d in argument(node, 1, "dims")]
     else:
-        a, b = (0, 1) if node.target is aten.t.default else (node.args[1], node.args[2])
+        a, b = (0, 1) if node.target is aten.t.default else (named(node, "dim0"), named(node, "dim1"))
         order[a], order[b] = order[b], order[a]
     return Flow(tuple(label[d] for d in order), {x: label})
 
@@ -210,7 +210,7 @@ def unfold(node: fx.Node, reader: Reader) -> Flow:
     """`F.unfold` of an image: its last axis runs over the patches, row by row."""
     x = tensors(node)[0]
     label, (height, width) = reader.label(x), reader.out_sizes(tensors(node)[0])[-2:]
-    kernel, dilation, padding, stride = (list(a) for a in node.args[1:5])
+    kernel, dilation, padding, stride = (named(node, n) for n in ("kernel_size", "dilation", "padding", "stride"))
     grid = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
