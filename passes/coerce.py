@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.label import Axis, Factor, Kind, Label, has_kind, length, plain, token_axes
+from lvtp_fx.passes.axes.label import Axis, Factor, Kind, Label, has_kind, plain, token_axes
 from lvtp_fx.passes.rewrite_sizes import resized
 
 aten = torch.ops.aten
@@ -111,37 +110,28 @@ class Coercer:
         flat = [(f,) for axis in label[:-1] for f in axis if f.size != 1] + [label[-1]]
         if len(flat) != len(label) or any(len(a) > 1 for a in label[:-1]):
             node = self.view(node, tuple(flat), tokens)
-        order = sorted(range(len(flat) - 1), key=lambda i: _rank(flat[i][0]))
+        order = sorted(range(len(flat) - 1), key=lambda i: arranged_rank(flat[i][0]))
         order.append(len(flat) - 1)
         if order != list(range(len(flat))):
             node = self.graph.call_function(aten.permute.default, (node, order))
         return node, tuple(flat[i] for i in order)
 
+    def as_tokens(self, state: fx.Node, label: Label) -> tuple[fx.Node, list[int]]:
+        """A state of the stream as [B, L, C], and the permutation that did it."""
+        batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
+        token = token_axes(label)[0]
+        order = [batch, token, 3 - batch - token]
+        if order == [0, 1, 2]:
+            return state, order
+        return self.graph.call_function(aten.permute.default, (state, order)), order
 
-    def mask_of_heads(self, mask: fx.Node, label: Label, like: Label, tokens: int) -> fx.Node:
-        """A mask, broadcastable to the scores of queries `like`, as one broadcastable to [B, H, L, L].
-
-        The queries themselves become [B, H, L, D] by `arranged`; the mask must follow their axes.
-        """
-        if [len(axis) for axis in like] == [1] * 4 and _rank(like[0][0]) == 0:
-            return mask
-        lead = [f for axis in like[:-2] for f in axis]
-        shape, whole = [], (plain(1),) * (len(like) - len(label)) + label
-        for axis, mine in zip(like[:-2], whole, strict=False):
-            sizes = [-1 if f.kind is Kind.BATCH else f.size for f in axis]
-            shape += sizes if length(mine) == length(axis) else [1] * len(axis)
-        shape += [resized(axis, tokens) for axis in whole[-2:]]
-        mask = self.graph.call_function(aten.reshape.default, (mask, shape))
-        order = sorted(range(len(lead)), key=lambda i: _rank(lead[i]))
-        mask = self.graph.call_function(aten.permute.default, (mask, [*order, len(lead), len(lead) + 1]))
-        heads = [lead[i].size if shape[i] != 1 else 1 for i in order[1:]]
-        if any(h != 1 for h in heads):  # a mask may differ along some of these axes only
-            full = [-1, *(lead[i].size for i in order[1:]), -1, -1]
-            mask = self.graph.call_function(aten.expand.default, (mask, full))
-            heads = full[1:-2]
-        batch = -1 if shape[order[0]] == -1 else 1
-        return self.graph.call_function(aten.reshape.default, (mask, [batch, prod(heads), *shape[-2:]]))
+    def as_before(self, tokens: fx.Node, order: list[int]) -> fx.Node:
+        """The inverse of `as_tokens`."""
+        if order == [0, 1, 2]:
+            return tokens
+        return self.graph.call_function(aten.permute.default, (tokens, [order.index(i) for i in range(3)]))
 
 
-def _rank(factor: Factor) -> int:
+def arranged_rank(factor: Factor) -> int:
+    """Batch first, tokens last, others between."""
     return {Kind.BATCH: 0, Kind.TOKEN: 2}.get(factor.kind, 1)

@@ -11,14 +11,15 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.assign_spaces import seen, sites_by_state
-from lvtp_fx.passes.axes.flow import Flow, argument
-from lvtp_fx.passes.axes.label import Kind, Label, has_kind, token_axes, token_factor
+from lvtp_fx.passes.axes.flow import Flow
+from lvtp_fx.passes.axes.label import Kind, Label, has_kind, plain, token_axes, token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
 from lvtp_fx.passes.rewrite_sizes import arguments, resized
+from lvtp_fx.passes.site_nodes import site_nodes
 from lvtp_fx.plan import Plan
 from lvtp_fx.provenance import module_path
 from lvtp_fx.record import HookRecord, Record, SiteRecord, StateRecord
-from lvtp_fx.strategies import SiteNodes, get
+from lvtp_fx.strategies import get
 
 aten = torch.ops.aten
 
@@ -126,6 +127,9 @@ class _Emitter:
             self.restored.add((value.name, reader.name))
             return self._restore(value, target)
         out = flow.out if isinstance(flow.out, tuple) else ()
+        own = self.plan.labels[value]
+        if source and value not in self.born and token_axes(own) and token_axes(own) != token_axes(label):
+            return self._partly(value, own, label, source, target)
         if value in self.born and source == self.born[value]:
             # The state is seen after its reduction; an op that needs the full grid sees it as it was before.
             if target < source:
@@ -134,6 +138,16 @@ class _Emitter:
                 self.reduced.add((value.name, reader.name))
                 return self._cached(value, self.left[source - 1][1], label, source, target, out)
         return self._cached(value, self.base[value], label, source, target, out)
+
+    def _partly(self, value: fx.Node, own: Label, label: Label, source: int, target: int) -> fx.Node:
+        """A product of tokens and a table (q @ r^T, r a table over all tokens), read as tokens on both axes: one axis
+        is in the value's space, the other still runs over the full grid."""
+        node = self._cached(value, self.base[value], own, source, target, own)
+        if (value, target, label) not in self.moved:
+            count = self.to.spaces[target].count
+            rest = tuple(plain(resized(a, count)) if token_axes((a,)) else b for a, b in zip(own, label, strict=True))
+            self.moved[value, target, label] = self.to.move(node, rest, 0, target, label)
+        return self.moved[value, target, label]
 
     def _cached(
         self, value: fx.Node, node: fx.Node, label: Label, source: int, target: int, out: Any
@@ -160,15 +174,15 @@ class _Emitter:
 
     def _undo(self, now: fx.Node, space: int, label: Label) -> fx.Node:
         entered, left = self.left[space - 1]
-        now, order = self._as_tokens(now, label)
-        (entered, _), (left, _) = self._as_tokens(entered, label), self._as_tokens(left, label)
+        now, order = self.to.as_tokens(now, label)
+        (entered, _), (left, _) = self.to.as_tokens(entered, label), self.to.as_tokens(left, label)
         before, after = _ends(label)
         nodes = self.to.spaces[space]
         if self.plan.config.restore == "delta":
             done = self.to.call("restore", now, entered, left, nodes.owner, before, after)
         else:
             done = self.to.call("restore_frozen", now, entered, nodes.kept, before, after)
-        return self._back(done, order)
+        return self.to.as_before(done, order)
 
     def _weigh_keys(self, node: fx.Node, args: tuple[Any, ...], flow: Flow, space: int) -> tuple[Any, ...]:
         """Proportional attention: add log size to the scores of the keys."""
@@ -188,12 +202,13 @@ class _Emitter:
         site = self.plan.sites[number - 1]
         label, entered = self.plan.labels[state], self.base[state]
         before, after = _ends(label)
-        stream, order = self._as_tokens(entered, label)
+        stream, order = self.to.as_tokens(entered, label)
         if not self.to.spaces:
             position = self.to.call("positions", stream, site.parent)
             self.to.spaces.append(SpaceNodes(site.parent, None, None, position, self.to.call("ones", position)))
         here, config = self.to.spaces[-1], self.plan.config
-        context = self._context(number - 1, stream, before, after)
+        context = site_nodes(self.plan, number - 1, stream, (before, after), self._image(), self.to,
+                             lambda value: self._read(value, site.block))
         priority = get(config.strategy).priority(context, config)
         kept = self.to.call("select", priority, site.kept)
         owner = self.to.call("owners", context.feature, kept, here.position, self.trunk.grid[1],
@@ -205,51 +220,18 @@ class _Emitter:
         position = self.to.call("compose", here.position, kept)
         size = self.to.call("sizes", here.size, owner, site.kept)
         self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size))
-        self.left.append((entered, self._back(reduced, order)))
+        self.left.append((entered, self.to.as_before(reduced, order)))
         block = self.trunk.blocks[site.block]
         self.sites.append(SiteRecord(block.attention.path, state.name, kept.name, owner.name))
 
-    def _context(self, index: int, stream: fx.Node, before: int, after: int) -> SiteNodes:
-        attention = self.trunk.blocks[self.plan.sites[index].block].attention.node
-        flow, tokens = self.plan.flows[attention], self.to.spaces[-1].count
-        space = self.plan.spaces[attention]
-        q, k = (self._heads(n, attention, flow, space, tokens) for n in attention.args[:2])
-        mask = argument(attention, 3, "attn_mask")
-        if isinstance(mask, fx.Node):
-            # Without log sizes: the entropy looks at what the model attends to, not at how much was merged.
-            label, like = flow.uses[mask], flow.uses[attention.args[0]]  # type: ignore[index]
-            mask = self.to.mask_of_heads(self._operand(mask, attention, flow, space), label, like, tokens)
-        config, image = self.plan.config, self.trunk.image
-        source = k if config.feature == "keys" else stream
-        return SiteNodes(
-            q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
-            feature=self.to.call("features", source, before, after), position=self.to.spaces[-1].position,
-            image=self.base[image] if image is not None else None, before=before, after=after,
-            grid=self.trunk.grid, kept=self.plan.sites[index].kept, call=self.to.call,
-        )
+    def _read(self, value: fx.Node, block: int) -> fx.Node:
+        """A value as the attention of a block reads it."""
+        attention = self.trunk.blocks[block].attention.node
+        return self._operand(value, attention, self.plan.flows[attention], self.plan.spaces[attention])
 
-    def _heads(self, value: Any, attention: fx.Node, flow: Flow, space: int, tokens: int) -> fx.Node:
-        """Queries or keys as [B, H, L, D]."""
-        node, label = self.to.arranged(self._operand(value, attention, flow, space), flow.uses[value], tokens)
-        if len(label) == 3:  # one head without an axis of its own
-            return self.graph.call_function(aten.unsqueeze.default, (node, 1))
-        if len(label) > 4:
-            return self.graph.call_function(aten.flatten.using_ints, (node, 1, len(label) - 3))
-        return node
+    def _image(self) -> fx.Node | None:
+        return self.base[self.trunk.image] if self.trunk.image is not None else None
 
-    def _as_tokens(self, node: fx.Node, label: Label) -> tuple[fx.Node, list[int]]:
-        """A state as [B, L, C], and the permutation that did it."""
-        batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
-        token = token_axes(label)[0]
-        order = [batch, token, 3 - batch - token]
-        if order == [0, 1, 2]:
-            return node, order
-        return self.graph.call_function(aten.permute.default, (node, order)), order
-
-    def _back(self, node: fx.Node, order: list[int]) -> fx.Node:
-        if order == [0, 1, 2]:
-            return node
-        return self.graph.call_function(aten.permute.default, (node, [order.index(i) for i in range(3)]))
 
 
 def _ends(label: Label) -> tuple[int, int]:

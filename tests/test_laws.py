@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from shutil import which
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import lvtp_fx
+from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from tests.conftest import CUT, Case
 from tests.zoo import ZOO, ZOO_FULL
 
@@ -79,8 +81,7 @@ def test_the_users_model_is_unchanged_and_its_parameters_are_shared(case: Cases,
     it = case(name, head)
     for key, value in it.model.state_dict().items():
         assert torch.equal(value, it.state[key]), key
-    with torch.no_grad():
-        assert torch.equal(it.model(it.x), it.output)
+    assert torch.equal(it.model(it.x), it.output)
     mine = {p.data_ptr() for p in it.model.parameters()}
     assert {p.data_ptr() for p in it.fast.parameters()} <= mine
 
@@ -140,3 +141,19 @@ def test_oracle_agrees_to_the_last_digits_in_float64(name: str) -> None:
     model, x = ZOO[name].build("linear").double(), ZOO[name].image(2).double()
     fast = lvtp_fx.transform(model, (x,), flops_cut=CUT)
     assert lvtp_fx.verify(model, fast, (x,)).max_error < 1e-12
+
+
+@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+def test_inductor_computes_the_same_at_any_batch_size() -> None:
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterConfig(img_size=64, patch_size=8, C=32, depth=3, heads=2, classes=3)).eval()
+    fast = lvtp_fx.transform(model, (torch.rand(1, 3, 64, 64),), flops_cut=0.3)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(fast, fullgraph=True, backend=counter)
+    x = torch.rand(3, 3, 64, 64)
+    torch._dynamo.mark_dynamic(x, 0)
+    with torch.no_grad():
+        assert relative(compiled(x), fast(x)) < 1e-5
+        assert relative(compiled(x[:2]), fast(x[:2])) < 1e-5
+    assert counter.frame_count == 1

@@ -42,7 +42,10 @@ class Block(nn.Module):
             mask = data
         elif self.form == "boolean":
             mask = mask > -1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if self.form == "relative keys":  # the columns of one product are tokens, those of the other a table's rows
+            y = ((q @ k.mT + q @ self.bias[:, :, :8].mT) * 8**-0.5).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if self.form == "heads first":
             y = y.transpose(0, 1)
         y = y if self.form == "one head" else y.reshape(B, 4, N, 8).transpose(1, 2).reshape(B, N, C)
@@ -66,7 +69,7 @@ def build(form: str) -> tuple[nn.Module, torch.fx.GraphModule, torch.Tensor]:
     return model, lvtp_fx.transform(model, (x,), keep_ratio=0.6, sites=(0, 1)), x
 
 
-@pytest.mark.parametrize("form", [*B_FORMS, "grouped, a mask a group", "keys", "one head", "boolean"])
+@pytest.mark.parametrize("form", [*B_FORMS, "grouped, a mask a group", "keys", "one head", "boolean", "relative keys"])
 def test_masks_follow_their_queries(form: str) -> None:
     model, fast, x = build(form)
     lvtp_fx.verify(model, fast, (x,))

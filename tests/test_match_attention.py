@@ -356,8 +356,8 @@ def test_softmax_in_float32_between_halves(dtype: torch.dtype) -> None:
 
 def test_pruned_graph_equals_the_dense_oracle() -> None:
     """Blocks in different forms, tokens dropped after each."""
-    names = ("masked_fill", "einsum, tokens first", "rows and columns apart for the bias", "queries and keys in float64",
-             "the maximum taken off")
+    names = ("masked_fill", "einsum, tokens first", "rows and columns apart for the bias",
+             "queries and keys in float64", "the maximum taken off")
     model = randomise(TinyViT([PreNorm(Attention(FORMS[name])) for name in names]), seed=0).eval()
     fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.8, sites=(0, 2))
     assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5

@@ -1,0 +1,81 @@
+"""What a strategy reads at a site: queries and keys as [B, H, L, D] and the mask to fit, however the model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import fx
+
+from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.passes.axes.label import Kind, Label, length, plain, token_factor
+from lvtp_fx.passes.coerce import Coercer, arranged_rank
+from lvtp_fx.passes.rewrite_sizes import resized
+from lvtp_fx.plan import Plan
+from lvtp_fx.strategies import SiteNodes
+
+aten = torch.ops.aten
+
+
+def site_nodes(
+    plan: Plan, index: int, stream: fx.Node, feature_ends: tuple[int, int], image: fx.Node | None, to: Coercer,
+    read: Callable[[fx.Node], fx.Node],
+) -> SiteNodes:
+    """The nodes of site number `index`.
+
+    Args:
+        stream: [B, L, C], what is about to be reduced, with `feature_ends` prefix and suffix tokens.
+        image: the picture that enters the model, in the new graph.
+        read: the new node of a value that the site's attention reads, in the space of that attention.
+    """
+    assert plan.trunk is not None
+    attention = plan.trunk.blocks[plan.sites[index].block].attention.node
+    uses, tokens, config = plan.flows[attention].uses, to.spaces[-1].count, plan.config
+    old_q, old_k = attention.args[:2]
+    assert isinstance(old_q, fx.Node) and isinstance(old_k, fx.Node)
+    q, k = (_heads(to, read(n), uses[n], tokens) for n in (old_q, old_k))
+    mask = argument(attention, 3, "attn_mask")
+    if isinstance(mask, fx.Node):
+        # Without log sizes: the entropy looks at what the model attends to, not at how much was merged.
+        mask = _mask(to, read(mask), uses[mask], uses[old_q], tokens)
+    factor = token_factor(uses[old_q][-2])
+    assert factor is not None
+    ends = (factor.before, factor.after)
+    source, source_ends = (k, ends) if config.feature == "keys" else (stream, feature_ends)
+    return SiteNodes(
+        q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
+        feature=to.call("features", source, *source_ends), position=to.spaces[-1].position, image=image,
+        before=ends[0], after=ends[1], grid=plan.trunk.grid, kept=plan.sites[index].kept, call=to.call,
+    )
+
+
+def _heads(to: Coercer, node: fx.Node, label: Label, tokens: int) -> fx.Node:
+    """Queries or keys as [B, H, L, D]."""
+    node, label = to.arranged(node, label, tokens)
+    if len(label) == 3:  # one head without an axis of its own
+        return to.graph.call_function(aten.unsqueeze.default, (node, 1))
+    if len(label) > 4:
+        return to.graph.call_function(aten.flatten.using_ints, (node, 1, len(label) - 3))
+    return node
+
+
+def _mask(to: Coercer, mask: fx.Node, label: Label, like: Label, tokens: int) -> fx.Node:
+    """A mask, broadcastable to the scores of queries `like`, as one broadcastable to [B, H, L, L]."""
+    if [len(axis) for axis in like] == [1] * 4 and like[0][0].kind is Kind.BATCH:
+        return mask
+    lead = [f for axis in like[:-2] for f in axis]
+    shape, whole = [], (plain(1),) * (len(like) - len(label)) + label
+    for axis, mine in zip(like[:-2], whole, strict=False):
+        sizes = [-1 if f.kind is Kind.BATCH else f.size for f in axis]
+        shape += sizes if length(mine) == length(axis) else [1] * len(axis)
+    shape += [resized(axis, tokens) for axis in whole[-2:]]
+    mask = to.graph.call_function(aten.reshape.default, (mask, shape))
+    order = sorted(range(len(lead)), key=lambda i: arranged_rank(lead[i]))
+    mask = to.graph.call_function(aten.permute.default, (mask, [*order, len(lead), len(lead) + 1]))
+    heads = [shape[i] for i in order[1:]]
+    if any(h != 1 for h in heads):  # a mask may differ along some of these axes only
+        heads = [lead[i].size for i in order[1:]]
+        mask = to.graph.call_function(aten.expand.default, (mask, [-1, *heads, -1, -1]))
+    batch = -1 if shape[order[0]] == -1 else 1
+    return to.graph.call_function(aten.reshape.default, (mask, [batch, prod(heads), *shape[-2:]]))
