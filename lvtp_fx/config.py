@@ -28,7 +28,8 @@ class Config:
         strategy: name of the reduction strategy that ranks the tokens (`lvtp_fx.strategies`).
         reduce: "merge": a kept token becomes the size-weighted mean of the tokens it owns; "select": it stays.
         proportional_attention: a token that owns s tokens is attended to with log s added to its score.
-        restore: "delta", "copy" or "frozen" (DESIGN section 5).
+        restore: what a dropped token is where the full grid is needed again. "delta": as it was, plus how its owner
+            has changed since; "copy": as its owner is now; "frozen": as it was.
         qs: the Tsallis orders of the attention entropy; 1 means Shannon.
         entropy_direction: which tokens represent their cluster: "low" entropy (focused) or "high".
         entropy_keys: every how many keys the entropy's row sums take one, >= 1.

@@ -18,7 +18,8 @@ CUT = 0.2  # reachable with every head
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The models are small: threads that wait for each other cost more than they do, most of all beside other tests."""
+    """The models are small: threads that wait for each other cost more than they do, most of all beside other tests.
+    And another number of threads adds up in another order, to other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,6 @@ BUNDLED = Path(lvtp_fx.models.__path__[0]) / "checkpoint"
 TINY = SegmenterConfig(img_size=32, C=8, depth=1, heads=2)
 TIMM_KWARGS = {"img_size": [32, 48], "num_classes": 0, "depth": 2, "embed_dim": 32, "num_heads": 2}
 Card = dict[str, Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On cores that others use too, one thread is faster than two that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The laws of the design, on every encoder of the zoo with every decoder."""
+"""What has to hold for every model: identity, oracle, independence of the batch and others, on every encoder of the zoo with every decoder."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,6 @@ TINY = SegmenterConfig(img_size=32, C=16, depth=1, heads=2)
 STAGES = (Stage(32, 4, 0.003), Stage(48, 3, 0.002))  # the second one resizes
 STEPS = 7
 twice = pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # what runs as __main__ is imported above
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small lose by threads; and another number of threads adds up in another order, to other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(out: Path, stages: tuple[Stage, ...] = STAGES, config: SegmenterConfig = TINY, **options: Any) -> Any:
