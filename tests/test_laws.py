@@ -1,4 +1,4 @@
-"""What has to hold for every model: identity, oracle, independence of the batch and others, on every encoder of the zoo with every decoder."""
+"""What has to hold for every model: identity, oracle, batch independence and others, on every encoder and decoder."""
 
 from __future__ import annotations
 
