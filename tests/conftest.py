@@ -17,12 +17,16 @@ CUT = 0.2  # reachable with every head
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are small: threads that wait for each other cost more than they do, most of all beside other tests.
+def same_bits() -> Iterator[None]:
+    """One thread, and no kernel that a graph cannot hold (nn.MultiheadAttention has one for no_grad).
+
+    The models are small: threads that wait for each other cost more than they do, most of all beside other tests.
     And another number of threads adds up in another order, to other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
     yield
+    torch.backends.mha.set_fastpath_enabled(True)
     torch.set_num_threads(threads)
 
 
@@ -52,7 +56,8 @@ def case() -> Callable[[str, str], Case]:
         entry = ZOO[name]
         model, x = entry.build(head), entry.image(3)
         state = {key: value.clone() for key, value in model.state_dict().items()}
-        output = model(x).detach()  # with gradients on: nn.MultiheadAttention has another kernel for no_grad
+        with torch.no_grad():
+            output = model(x)
         return Case(model, lvtp_fx.transform(model, (x,), flops_cut=CUT), x, output, state)
 
     return make
