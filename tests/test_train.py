@@ -41,7 +41,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Trainer:
+def whole(tmp_path_factory: pytest.TempPathFactory, same_bits: None) -> Trainer:
     """A run that nothing stopped."""
     trainer: Trainer = run(tmp_path_factory.mktemp("whole"))
     return trainer
