@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
+from lvtp_fx.ops.space import additive
 
 _TINY = 1e-6
 
@@ -46,10 +47,9 @@ def entropy(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.matmul(q[:, :, rows] * factor, k[:, :, ::every].transpose(-2, -1)).float()
     if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+        mask = additive(mask, scores.dtype)
         mask = mask[..., rows, ::every] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., ::every]
-        scores = scores + mask.float()
+        scores = scores + mask
     scores = scores - scores.amax(-1, keepdim=True)
     weight = scores.exp()  # unnormalised attention
     total = weight.sum(-1)

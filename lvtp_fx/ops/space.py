@@ -111,9 +111,14 @@ def key_bias(
     bias = bias.to(like.dtype).reshape(shape)
     if mask is None:
         return bias
+    return additive(mask, like.dtype) + bias
+
+
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask (true: attend) or an additive one as an additive one."""
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, -torch.inf)
-    return mask.to(like.dtype) + bias
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+    return mask.to(dtype)
 
 
 @op("restore(Tensor now, Tensor entered, Tensor left, Tensor owner, int before, int after) -> Tensor")
