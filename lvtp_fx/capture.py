@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.fold_masks import fold_masks
 
 aten = torch.ops.aten
 # A prime that no real size equals or divides: the symbolic batch size is written so in labels and costs.
@@ -60,15 +61,18 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             raise _cannot_copy(model, error) from error
         try:
-            return _finish(_export(twin, *wide, dynamic=True), *wide, "")
-        except Exception as dynamic_error:
-            try:
-                program = _export(twin, args, kwargs, dynamic=False)
-            except Exception as error:
-                raise _cannot_capture(model, error) from error
-            reason = str(dynamic_error).strip().splitlines()[0]
-            note = f"the batch size is fixed, the model does not allow another: {reason}"
-            return _finish(program, args, kwargs, note)
+            free = _finish(_export(twin, *wide, dynamic=True), *wide, "")
+        except Exception as error:
+            note = f"the batch size is fixed, the model does not allow another: {str(error).strip().splitlines()[0]}"
+        else:
+            if not free.note or batch_size(*wide) == batch_size(args, kwargs):
+                return free
+            note = f"the batch size is fixed at {batch_size(args, kwargs)}: the captured graph was specialised to it"
+        try:
+            program = _export(twin, args, kwargs, dynamic=False)
+        except Exception as error:
+            raise _cannot_capture(model, error) from error
+        return _finish(program, args, kwargs, note)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
@@ -85,19 +89,18 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], note: str) -> Capture:
     module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    sizes = [n.meta["val"].shape[0] for n in placeholders
-             if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].ndim]
-    symbolic = any(isinstance(s, torch.SymInt) for s in sizes)
-    fixed = next((s for s in sizes if isinstance(s, int)), 1)
+    values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
+    sizes = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim]
+    symbolic = any(isinstance(s, torch.SymInt) and s.node.expr.free_symbols for s in sizes)
+    fixed = next((int(s) for s in sizes if not symbolic), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
     return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note)
 
 
 def _clean(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop checks of metadata and the modules that export adds, which would keep dead values alive; let views be
-    reshapes, since gathered values have other strides than the captured ones."""
+    """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
+    nothing; let views be reshapes, since gathered values have other strides than the captured ones."""
     graph = copy.deepcopy(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
@@ -105,6 +108,7 @@ def _clean(module: fx.GraphModule) -> fx.GraphModule:
             graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+    fold_masks(graph)
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from lvtp_fx.passes.axes.label import Label, grids
+from lvtp_fx.passes.axes.label import grids
 from lvtp_fx.plan import Plan
 
 
@@ -34,7 +34,7 @@ class AssignSpaces:
             if node in plan.trunk.members and not flow.full:
                 spaces[node] = max(
                     (seen(operand, spaces, born) for operand, label in flow.uses.items()
-                     if mentions(label, plan.trunk.grid)), default=0,
+                     if plan.trunk.grid in grids(label)), default=0,
                 )
         return replace(plan, spaces=spaces)
 
@@ -48,10 +48,3 @@ def sites_by_state(plan: Plan) -> dict[fx.Node, int]:
 def seen(node: fx.Node, spaces: dict[fx.Node, int], born: dict[fx.Node, int]) -> int:
     """The space in which later nodes of the trunk see a value: a state is seen after its reduction."""
     return born.get(node, spaces[node])
-
-
-def mentions(label: Label | tuple[Label, ...], grid: tuple[int, int]) -> bool:
-    """Whether a label, or one of several pieces' labels, has a token axis over this grid."""
-    if label and label[0] and isinstance(label[0][0], tuple):
-        return any(grid in grids(piece) for piece in label)  # type: ignore[arg-type]
-    return grid in grids(label)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import fx
 from lvtp_fx import provenance
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.flow import tensors
-from lvtp_fx.passes.axes.label import grids, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_axes, token_factor
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
 aten = torch.ops.aten
@@ -99,7 +99,8 @@ def _value_graph(plan: Plan) -> nx.DiGraph:
 def _is_state(plan: Plan, node: fx.Node) -> bool:
     """A value [B, N, C] over the tokens."""
     label = plan.labels.get(node, ())
-    return len(label) == 3 and isinstance(node.meta.get("val"), torch.Tensor) and len(token_axes(label)) == 1
+    return len(label) == 3 and isinstance(node.meta.get("val"), torch.Tensor) and len(token_axes(label)) == 1 \
+        and any(has_kind(axis, Kind.BATCH) for axis in label)
 
 
 def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.Node]]:

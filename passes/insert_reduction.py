@@ -12,7 +12,7 @@ from torch import fx
 
 from lvtp_fx.passes.assign_spaces import seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
-from lvtp_fx.passes.axes.label import Kind, Label, has_kind, plain, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes, token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
 from lvtp_fx.passes.rewrite_sizes import arguments, resized
 from lvtp_fx.passes.site_nodes import site_nodes
@@ -121,7 +121,7 @@ class _Emitter:
         source = seen(value, self.plan.spaces, self.born) if inside else self.plan.spaces[value]
         if label is None or not isinstance(value.meta.get("val"), torch.Tensor):
             return self.base[value]
-        if self.trunk.grid not in _grids(label):
+        if self.trunk.grid not in grids(label):
             return self.base[value]
         if value in self.trunk.states and target < self.plan.spaces[value]:
             self.restored.add((value.name, reader.name))
@@ -238,9 +238,3 @@ def _ends(label: Label) -> tuple[int, int]:
     factor = token_factor(label[token_axes(label)[0]])
     assert factor is not None
     return factor.before, factor.after
-
-
-def _grids(label: Any) -> set[tuple[int, int]]:
-    if label and label[0] and isinstance(label[0][0], tuple):
-        return {g for piece in label for g in _grids(piece)}
-    return {f.grid for axis in label for f in axis if f.kind is Kind.TOKEN}

@@ -10,7 +10,7 @@ from torch import fx
 
 from lvtp_fx.passes.axes import contract, pointwise, shape
 from lvtp_fx.passes.axes.flow import Flow, Reader, tensors
-from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind
+from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
 from lvtp_fx.plan import Plan
 
 aten = torch.ops.aten
@@ -61,6 +61,8 @@ def infer(node: fx.Node, reader: Reader) -> Flow:
     value = node.meta.get("val")
     if node.op == "placeholder" and isinstance(value, torch.Tensor):
         return Flow(_placeholder(value, reader))
+    if node.op == "get_attr" and isinstance(value, torch.Tensor):
+        return Flow(tuple(plain(size) for size in reader.sizes(value)))  # parameters have no batch
     if not isinstance(value, (torch.Tensor, tuple, list)) or node.op != "call_function":
         return Flow(reader.unknown(value))
     if getattr(node.target, "__name__", "") == "getitem":

@@ -34,7 +34,9 @@ def site_nodes(
     uses, tokens, config = plan.flows[attention].uses, to.spaces[-1].count, plan.config
     old_q, old_k = attention.args[:2]
     assert isinstance(old_q, fx.Node) and isinstance(old_k, fx.Node)
-    q, k = (_heads(to, read(n), uses[n], tokens) for n in (old_q, old_k))
+    (q, q_heads), (k, k_heads) = (_heads(to, read(n), uses[n], tokens) for n in (old_q, old_k))
+    if k_heads < q_heads:
+        k = _shared(to, k, q_heads // k_heads)
     mask = argument(attention, 3, "attn_mask")
     if isinstance(mask, fx.Node):
         # Without log sizes: the entropy looks at what the model attends to, not at how much was merged.
@@ -50,14 +52,22 @@ def site_nodes(
     )
 
 
-def _heads(to: Coercer, node: fx.Node, label: Label, tokens: int) -> fx.Node:
-    """Queries or keys as [B, H, L, D]."""
+def _heads(to: Coercer, node: fx.Node, label: Label, tokens: int) -> tuple[fx.Node, int]:
+    """Queries or keys as [B, H, L, D], and H."""
     node, label = to.arranged(node, label, tokens)
+    heads = prod(length(axis) for axis in label[1:-2])
     if len(label) == 3:  # one head without an axis of its own
-        return to.graph.call_function(aten.unsqueeze.default, (node, 1))
+        return to.graph.call_function(aten.unsqueeze.default, (node, 1)), heads
     if len(label) > 4:
-        return to.graph.call_function(aten.flatten.using_ints, (node, 1, len(label) - 3))
-    return node
+        return to.graph.call_function(aten.flatten.using_ints, (node, 1, len(label) - 3)), heads
+    return node, heads
+
+
+def _shared(to: Coercer, k: fx.Node, times: int) -> fx.Node:
+    """Keys [B, H, L, D] that `times` heads share, once for each of them."""
+    k = to.graph.call_function(aten.unsqueeze.default, (k, 2))
+    k = to.graph.call_function(aten.expand.default, (k, [-1, -1, times, -1, -1]))
+    return to.graph.call_function(aten.flatten.using_ints, (k, 1, 2))
 
 
 def _mask(to: Coercer, mask: fx.Node, label: Label, like: Label, tokens: int) -> fx.Node:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lvtp_fx.models.decoders import HEADS, DPTHead, LinearHead, MaskTransformerHead, as_planes
-from tests.zoo import randomise
+from lvtp_fx.models.random_weights import randomise
 
 C, CLASSES, GRID = 8, 3, (4, 6)
 N = GRID[0] * GRID[1]

@@ -12,11 +12,11 @@ from torch import nn
 import lvtp_fx
 from lvtp_fx.config import Config
 from lvtp_fx.errors import LvtpError
+from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes.choose_sites import ChooseSites, automatic
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan, Trunk
 from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, picture
-from tests.zoo import randomise
 
 Tensor = torch.Tensor
 

@@ -10,12 +10,12 @@ from torch import fx, nn
 import lvtp_fx
 from lvtp_fx.capture import capture
 from lvtp_fx.config import Config
+from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.match_attention import MatchAttention
 from lvtp_fx.plan import Miss, Plan
 from tests.tiny import Attention, B, C, D, Form, H, N, PreNorm, TinyViT, picture
-from tests.zoo import randomise
 
 Tensor = torch.Tensor
 aten = torch.ops.aten

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.models.segmenter import Block, Segmenter, SegmenterConfig, normalize
-from tests.zoo import randomise
 
 TINY = SegmenterConfig(img_size=24, patch_size=4, classes=3, C=8, depth=2, heads=2)
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from lvtp_fx.capture import capture
 from lvtp_fx.config import Config
+from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes import pipeline
 from lvtp_fx.plan import Plan
-from tests.zoo import randomise
 
 B, N, C, H = 2, 64, 32, 2
 D = C // H

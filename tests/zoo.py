@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lvtp_fx.models.adapters import explicit_segmenter, timm_segmenter, torchvision_segmenter
+from lvtp_fx.models.random_weights import randomise
 
 HEADS = ("linear", "mask", "dpt")
 
@@ -63,24 +64,3 @@ ZOO = {
     )
 }
 ZOO_FULL = tuple((name, head) for name in ZOO for head in HEADS)  # every encoder with every head
-
-
-def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Overwrite all weights with ones at which nothing is close to neutral, and return the model.
-
-    LayerScale, norms, biases, tables and tokens are of order one; matrices make attention far from uniform.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            leaf = name.rsplit(".", 1)[-1]
-            if "gamma" in leaf or (leaf == "weight" and p.ndim == 1):  # LayerScale and norms
-                p.uniform_(0.5, 1.5, generator=generator)
-            elif p.ndim == 1 or "pos" in leaf or "table" in leaf:
-                p.normal_(0, 0.5, generator=generator)
-            elif "token" in leaf or "queries" in leaf:
-                p.normal_(0, 1, generator=generator)
-            else:
-                gain = 1.0 if p.ndim == 4 else 1.5  # rows of convolutions have no norms between them
-                p.normal_(0, gain / p[0].numel() ** 0.5, generator=generator)
-    return model

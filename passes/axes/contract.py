@@ -88,16 +88,17 @@ def attention(node: fx.Node, reader: Reader) -> Flow:
     mask = argument(node, 3, "attn_mask")
     fresh = reader.unknown(node.meta["val"])
     columns = unify([lk[-2], lv[-2]])
-    if argument(node, 7, "enable_gqa", False):
-        return Flow(fresh, {}, "heads share their keys (enable_gqa)")
-    batch = align([lq[:-2], lk[:-2], lv[:-2]], len(lq) - 2)
-    if columns is None or any(c is None for c in batch):
+    # Where heads share their keys (enable_gqa), only the axes before the heads line up.
+    own = 3 if argument(node, 7, "enable_gqa", False) else 2
+    lead = align([lq[:-own], lk[:-own], lv[:-own]], len(lq) - own)
+    batch = [*lead, *lq[-own:-2]]
+    if columns is None or any(c is None for c in lead):
         return Flow(fresh, {}, "keys and values run over different axes")
     if argument(node, 5, "is_causal", False):
         return Flow(fresh, {}, "causal attention depends on the position of a token in the sequence")
     if token_axes((lq[-1], lk[-1], lv[-1])):
         return Flow(fresh, {}, "attention runs over channels")
-    pairs = [(n, (*read_as(la[:-2], batch), *tail)) for n, la, tail in (
+    pairs = [(n, (*read_as(la[:-own], lead), *la[-own:-2], *tail)) for n, la, tail in (
         (q, lq, lq[-2:]), (k, lk, (columns, lk[-1])), (v, lv, (columns, lv[-1])))]
     if isinstance(mask, fx.Node):
         scores = [*batch, lq[-2], columns]

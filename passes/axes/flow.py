@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from lvtp_fx.capture import BATCH_STAND_IN
 from lvtp_fx.passes.axes.label import Axis, Factor, Kind, Label, length, plain, unify
 
 
@@ -44,10 +45,13 @@ class Reader:
         return self.sizes(node.meta["val"])
 
     def unknown(self, value: Any) -> Any:
-        """Label of a value nothing is known of: only the batch axis is seen, by its stand-in size."""
+        """Label of a value nothing is known of: only the batch axis is seen, by its stand-in size. Where capture had
+        to fix the batch, other axes may be as long by chance; then only the first axis is looked at."""
         if isinstance(value, torch.Tensor):
+            free = self.batch == BATCH_STAND_IN
             return tuple(
-                (Factor(Kind.BATCH, s),) if s == self.batch else plain(s) for s in self.sizes(value)
+                (Factor(Kind.BATCH, s),) if s == self.batch and (free or i == 0) else plain(s)
+                for i, s in enumerate(self.sizes(value))
             )
         if isinstance(value, (tuple, list)):
             return tuple(self.unknown(v) for v in value)

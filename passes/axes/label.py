@@ -63,8 +63,11 @@ def token_axes(label: Label) -> tuple[int, ...]:
     return tuple(i for i, axis in enumerate(label) if has_kind(axis, Kind.TOKEN))
 
 
-def grids(label: Label) -> set[tuple[int, int]]:
-    return {f.grid for axis in label for f in axis if f.kind is Kind.TOKEN}
+def grids(label: Label | tuple[Label, ...]) -> set[tuple[int, int]]:
+    """The grids of the token axes of a label, or of those of several outputs."""
+    if label and label[0] and isinstance(label[0][0], tuple):
+        return {grid for piece in label for grid in grids(piece)}  # type: ignore[arg-type]
+    return {f.grid for axis in label for f in axis if f.kind is Kind.TOKEN}  # type: ignore[union-attr]
 
 
 def is_plain(axis: Axis) -> bool:
@@ -93,14 +96,16 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
     (a position embedding, a RoPE table, a mask).
     """
     result: Axis | None = None
+    one = plain(1)
     for axis in axes:
-        if length(axis) == 1:
-            continue  # broadcast
+        if length(axis) == 1:  # broadcast
+            one = axis if has_kind(axis, Kind.BATCH) else one  # a batch that capture fixed at one image
+            continue
         if result is None or is_plain(result):
             result = axis
         elif not is_plain(axis) and axis != result:
             return None
-    return plain(1) if result is None else result
+    return one if result is None else result
 
 
 def regroup(label: Label, shape: Sequence[int]) -> tuple[Label | None, bool]:
@@ -108,12 +113,14 @@ def regroup(label: Label, shape: Sequence[int]) -> tuple[Label | None, bool]:
 
     Returns (None, True) where the factors cannot be regrouped, e.g. when the batch axis is cut.
     """
-    queue = [f for axis in label for f in axis if f.size != 1]
+    queue = [f for axis in label for f in axis if f.size != 1 or f.kind is Kind.BATCH]
     split = False
     out: list[Axis] = []
     for size in shape:
         factors: list[Factor] = []
         have = 1
+        if size == 1 and queue and queue[0].size == 1:
+            factors.append(queue.pop(0))  # a batch that capture fixed at one image
         while have < size:
             if not queue or size % have:
                 return None, True

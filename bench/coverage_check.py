@@ -1,0 +1,169 @@
+"""One model through the pass: what was found, what was pruned, what was proved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+import lvtp_fx
+from lvtp_fx.decisions import decisions
+from lvtp_fx.errors import LvtpError
+from lvtp_fx.models.random_weights import randomise
+
+TOLERANCE = 2e-5  # of an image alone against the same image in a batch: other kernels, other orders of sums
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to try.
+
+    Attributes:
+        name: unique within its group.
+        make: builds it, with random weights.
+        inputs: a batch of that many images and whatever else it is called with, as keyword inputs.
+        flops_cut: what is asked for; None asks for keep_ratio=0.7 and takes what comes.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int], dict[str, Any]]
+    flops_cut: float | None = 0.2
+
+
+@dataclass
+class Row:
+    """What was measured of one model; None where it was not got that far.
+
+    Attributes:
+        attention: attention maps over the tokens that a dense run computes: square, softmax or fused, as the running
+            model says, not the graph.
+        blocks: attention blocks that the pass found. sites: blocks followed by a reduction.
+        cut: share of the FLOPs saved. identity: with nothing to prune, equal bit for bit.
+        error: largest relative error against the dense oracle. batch_error: of an image alone against the same
+            image in a batch, or infinity where other tokens live on.
+        graphs: how many graphs torch.compile(fullgraph=True) makes of batches of 2 and 3.
+        refusal: the error, if there was one. missed: attention that was not used, and why.
+    """
+
+    model: str
+    parameters_m: float = 0.0
+    attention: int | None = None
+    captured: bool = False
+    identity: bool | None = None
+    blocks: int | None = None
+    sites: int | None = None
+    tokens: int | None = None
+    cut: float | None = None
+    error: float | None = None
+    batch_error: float | None = None
+    graphs: int | None = None
+    seconds: float = 0.0
+    refusal: str = ""
+    missed: list[str] = field(default_factory=list)
+
+    @property
+    def proved(self) -> bool:
+        """Captured, pruned, and every law held."""
+        return bool(self.captured and self.cut and self.identity and self.error is not None
+                    and self.batch_error is not None and self.batch_error <= TOLERANCE and self.graphs == 1)
+
+
+def check(model: Model, *, compiled: bool = True) -> Row:
+    """All of it. A refusal of ours ends up in the row; any other exception is a defect, and ends up there too."""
+    row, start = Row(model.name), time.perf_counter()
+    try:
+        _check(model, row, compiled)
+    except LvtpError as refusal:
+        row.refusal = str(refusal)
+    except Exception as error:
+        row.refusal = f"DEFECT {type(error).__name__}: {error}"
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def _check(model: Model, row: Row, compiled: bool) -> None:
+    module, inputs = randomise(model.make(), 0).eval(), model.inputs(2)
+    row.parameters_m = sum(p.numel() for p in module.parameters()) / 1e6
+    with torch.no_grad(), CountAttention() as count:
+        dense = module(**inputs)
+    row.attention = count.maps
+    options: dict[str, Any] = {"keep_ratio": 0.7} if model.flops_cut is None else {"flops_cut": model.flops_cut}
+    same = lvtp_fx.transform(module, inputs, flops_cut=0)
+    row.captured = True
+    with torch.no_grad():
+        row.identity = _error(same(**inputs), dense) == 0
+    fast = lvtp_fx.transform(module, inputs, **options)
+    report = fast.report
+    row.blocks, row.sites, row.cut = len(report.blocks), len(report.sites), report.flops_cut
+    row.tokens, row.missed = report.grid[0] * report.grid[1], [u.reason for u in report.unmatched]
+    row.error = lvtp_fx.verify(module, fast, inputs).max_error
+    row.batch_error = _batch_error(fast, model)
+    if compiled:
+        row.graphs = _graphs(fast, model)
+
+
+def _batch_error(fast: nn.Module, model: Model) -> float:
+    three = model.inputs(3)
+    together = decisions(fast, three)
+    with torch.no_grad():
+        outputs = fast(**three)
+    worst = 0.0
+    for i in range(3):
+        one = pytree.tree_map(lambda x, i=i: x[i : i + 1] if isinstance(x, torch.Tensor) and len(x) == 3 else x, three)
+        for alone, batch in zip(decisions(fast, one), together, strict=True):
+            if not torch.equal(alone.kept[0], batch.kept[i]) or not torch.equal(alone.owner[0], batch.owner[i]):
+                return float("inf")
+        with torch.no_grad():
+            mine = pytree.tree_map(lambda x, i=i: x[i : i + 1] if isinstance(x, torch.Tensor) else x, outputs)
+            worst = max(worst, _error(fast(**one), mine))
+    return worst
+
+
+def _graphs(fast: nn.Module, model: Model) -> int:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(fast, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for batch in (2, 3):
+            inputs = model.inputs(batch)
+            for value in pytree.tree_leaves(inputs):
+                if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+                    torch._dynamo.mark_dynamic(value, 0)
+            compiled(**inputs)
+    torch._dynamo.reset()
+    return int(counter.frame_count)
+
+
+def _error(got: Any, want: Any) -> float:
+    """Largest difference over the largest entry, over all tensors of two outputs."""
+    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True)
+    return max((float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+                for a, b in pairs if isinstance(b, torch.Tensor) and b.numel()), default=0.0)
+
+
+class CountAttention(TorchFunctionMode):
+    """Counts attention maps as they are computed: square, over more than 16 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            rows, columns = args[0].shape[-2], args[1].shape[-2]
+        elif func in (F.softmax, torch.softmax, torch.Tensor.softmax) and out.ndim > 2:
+            rows, columns = out.shape[-2:]
+        else:
+            return out
+        self.maps += rows == columns > 16
+        return out

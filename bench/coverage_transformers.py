@@ -1,0 +1,158 @@
+"""Segmenters, depth and pose models and backbones of transformers, small, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from coverage_check import Model
+from torch import nn
+
+SIZE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
+IMAGE = {**SIZE, "image_size": 128, "patch_size": 16}
+NECK = {"neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 32}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+BACKBONE = {"out_features": STAGES}
+
+
+def pictures(size: int = 128, name: str = "pixel_values", **more: Any) -> Callable[[int], dict[str, Any]]:
+    """Keyword inputs of a batch of different pictures."""
+
+    def inputs(batch: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(batch)
+        given = {k: v(batch, generator) if callable(v) else v for k, v in more.items()}
+        return {name: torch.randn(batch, 3, size, size, generator=generator), **given}
+
+    return inputs
+
+
+def _words(batch: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(1, 90, (batch, 7), generator=generator)
+
+
+def _dinov2(config: type = hf.Dinov2Config, **more: Any) -> Any:
+    return config(**{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, mlp_ratio=2, **BACKBONE, **more)
+
+
+def _beit(config: type = hf.BeitConfig, **more: Any) -> Any:
+    return config(**IMAGE, use_relative_position_bias=True, use_absolute_position_embeddings=False,
+                  use_mean_pooling=True, use_auxiliary_head=False, **more)
+
+
+def _clipseg() -> Any:
+    vision = {**IMAGE, "projection_dim": 32}
+    text = {**SIZE, "vocab_size": 99, "max_position_embeddings": 16, "projection_dim": 32, "eos_token_id": 98}
+    return hf.CLIPSegConfig(text_config=text, vision_config=vision, projection_dim=32, reduce_dim=32,
+                            extract_layers=[1, 2, 3], decoder_intermediate_size=64)
+
+
+def _depth(config: type, **more: Any) -> Any:
+    return config(backbone_config=_dinov2(reshape_hidden_states=False, apply_layernorm=True), patch_size=16,
+                  reassemble_hidden_size=64, neck_hidden_sizes=[16, 32, 64, 64], fusion_hidden_size=32, **more)
+
+
+def _upernet(backbone: Any) -> Any:
+    return hf.UperNetConfig(backbone_config=backbone, hidden_size=32, use_auxiliary_head=False)
+
+
+def _vitpose(experts: int = 1) -> Any:
+    backbone = hf.VitPoseBackboneConfig(**{k: v for k, v in SIZE.items() if k != "intermediate_size"}, mlp_ratio=2,
+                                        image_size=[128, 128], patch_size=[16, 16], out_indices=[4],
+                                        num_experts=experts, part_features=16)
+    return hf.VitPoseConfig(backbone_config=backbone, scale_factor=4, num_labels=5)
+
+
+def _zoe() -> Any:
+    return hf.ZoeDepthConfig(backbone_config=_beit(out_indices=[1, 2, 3, 4], reshape_hidden_states=False),
+                             reassemble_factors=[4, 2, 1, 0.5], bottleneck_features=32, num_relative_features=16,
+                             bin_embedding_dim=32, num_patch_transformer_layers=1,
+                             patch_transformer_hidden_size=32, patch_transformer_intermediate_size=64,
+                             patch_transformer_num_attention_heads=2, **NECK)
+
+
+def _eomt(**more: Any) -> dict[str, Any]:
+    return {**IMAGE, "num_queries": 10, "num_blocks": 1, "num_upscale_blocks": 1, **more}
+
+
+# name: (class, its configuration, inputs, wanted cut)
+ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], float | None]] = {
+    "ViTModel": ("ViTModel", lambda: hf.ViTConfig(**IMAGE), pictures(), 0.2),
+    "ViTModel, interpolate_pos_encoding": (
+        "ViTModel", lambda: hf.ViTConfig(**IMAGE), pictures(192, interpolate_pos_encoding=True), 0.2),
+    "DeiTModel": ("DeiTModel", lambda: hf.DeiTConfig(**IMAGE), pictures(), 0.2),
+    "ViTMSNModel": ("ViTMSNModel", lambda: hf.ViTMSNConfig(**IMAGE), pictures(), 0.2),
+    "IJepaModel": ("IJepaModel", lambda: hf.IJepaConfig(**IMAGE), pictures(), 0.2),
+    "Dinov2Backbone": ("Dinov2Backbone", _dinov2, pictures(), 0.2),
+    "Dinov2Model, SwiGLU": ("Dinov2Model", lambda: _dinov2(use_swiglu_ffn=True), pictures(), 0.2),
+    "Dinov2WithRegistersBackbone": (
+        "Dinov2WithRegistersBackbone", lambda: _dinov2(hf.Dinov2WithRegistersConfig), pictures(), 0.2),
+    "DINOv3ViTBackbone": ("DINOv3ViTBackbone", lambda: hf.DINOv3ViTConfig(**IMAGE, **BACKBONE), pictures(), 0.2),
+    "DINOv3ViTModel, gated": (
+        "DINOv3ViTModel", lambda: hf.DINOv3ViTConfig(**IMAGE, use_gated_mlp=True, num_register_tokens=4), pictures(), 0.2),
+    "PixioBackbone": ("PixioBackbone", lambda: hf.PixioConfig(
+        **{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, mlp_ratio=2, **BACKBONE), pictures(), 0.2),
+    "SiglipVisionModel": ("SiglipVisionModel", lambda: hf.SiglipVisionConfig(**IMAGE), pictures(), 0.2),
+    "CLIPVisionModel": ("CLIPVisionModel", lambda: hf.CLIPVisionConfig(**IMAGE), pictures(), 0.2),
+    "MLCDVisionModel": ("MLCDVisionModel", lambda: hf.MLCDVisionConfig(**IMAGE), pictures(), 0.2),
+    "Aimv2VisionModel": ("Aimv2VisionModel", lambda: hf.Aimv2VisionConfig(**IMAGE), pictures(), 0.2),
+    "InternVLVisionModel": ("InternVLVisionModel", lambda: hf.InternVLVisionConfig(
+        **SIZE, image_size=[128, 128], patch_size=[16, 16], use_qk_norm=True), pictures(), 0.2),
+    "BeitForSemanticSegmentation": (
+        "BeitForSemanticSegmentation", lambda: _beit(out_indices=[1, 2, 3, 4]), pictures(), 0.05),
+    "Data2VecVisionForSemanticSegmentation": (
+        "Data2VecVisionForSemanticSegmentation", lambda: _beit(hf.Data2VecVisionConfig, out_indices=[1, 2, 3, 4]),
+        pictures(), 0.02),
+    "UperNet on BEiT": ("UperNetForSemanticSegmentation", lambda: _upernet(
+        _beit(out_features=STAGES, reshape_hidden_states=True)), pictures(), 0.05),
+    "UperNet on DINOv2": ("UperNetForSemanticSegmentation", lambda: _upernet(_dinov2()), pictures(), 0.05),
+    "DPTForSemanticSegmentation": ("DPTForSemanticSegmentation", lambda: hf.DPTConfig(
+        **IMAGE, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, use_auxiliary_head=False, **NECK), pictures(), 0.1),
+    "DPTForDepthEstimation on DINOv2": ("DPTForDepthEstimation", lambda: hf.DPTConfig(
+        backbone_config=_dinov2(reshape_hidden_states=False), patch_size=16, **NECK), pictures(), 0.1),
+    "DepthAnythingForDepthEstimation": (
+        "DepthAnythingForDepthEstimation", lambda: _depth(hf.DepthAnythingConfig, head_hidden_size=16), pictures(), 0.1),
+    "PromptDepthAnythingForDepthEstimation": (
+        "PromptDepthAnythingForDepthEstimation", lambda: _depth(hf.PromptDepthAnythingConfig, head_hidden_size=16),
+        pictures(prompt_depth=lambda b, g: torch.rand(b, 1, 32, 32, generator=g)), 0.05),
+    "ZoeDepthForDepthEstimation": ("ZoeDepthForDepthEstimation", _zoe, pictures(), 0.02),
+    "VitPoseForPoseEstimation": ("VitPoseForPoseEstimation", _vitpose, pictures(), 0.1),
+    "VitPoseForPoseEstimation, experts": ("VitPoseForPoseEstimation", lambda: _vitpose(3), pictures(
+        dataset_index=lambda b, _: torch.arange(b) % 3), 0.1),
+    "EomtForUniversalSegmentation": (
+        "EomtForUniversalSegmentation", lambda: hf.EomtConfig(**{
+            k: v for k, v in _eomt(mlp_ratio=2).items() if k != "intermediate_size"}), pictures(), 0.1),
+    "EomtDinov3ForUniversalSegmentation": (
+        "EomtDinov3ForUniversalSegmentation", lambda: hf.EomtDinov3Config(**_eomt()), pictures(), 0.1),
+    "CLIPSegForImageSegmentation": (
+        "CLIPSegForImageSegmentation", _clipseg, pictures(input_ids=_words), 0.1),
+    "YolosForObjectDetection": ("YolosForObjectDetection", lambda: hf.YolosConfig(
+        **{**IMAGE, "image_size": [128, 128]}, num_detection_tokens=10), pictures(), 0.2),
+    "Sapiens2ForSemanticSegmentation": ("Sapiens2ForSemanticSegmentation", lambda: hf.Sapiens2Config(
+        **{**IMAGE, "num_attention_heads": 4}, num_key_value_attention_heads=2, num_first_full_attention_layers=1,
+        num_last_full_attention_layers=1, num_register_tokens=2), pictures(), 0.02),
+    "SegGptForImageSegmentation": ("SegGptForImageSegmentation", lambda: hf.SegGptConfig(
+        **{k: v for k, v in SIZE.items() if k != "intermediate_size"}, image_size=[256, 128], patch_size=16, mlp_dim=128,
+        decoder_hidden_size=16, intermediate_hidden_state_indices=[1, 2, 3], merge_index=0, pretrain_image_size=128),
+        pictures(prompt_pixel_values=lambda b, g: torch.rand(b, 3, 128, 128, generator=g),
+                 prompt_masks=lambda b, g: torch.rand(b, 3, 128, 128, generator=g)), 0.05),
+    "Tipsv2DptForSemanticSegmentation": ("Tipsv2DptForSemanticSegmentation", lambda: hf.Tipsv2DptConfig(), pictures(), 0.02),
+}
+
+
+def models() -> list[Model]:
+    """Each with fused and with spelled-out attention."""
+    return [_model(name, attention) for name in ZOO for attention in ("sdpa", "eager")]
+
+
+def _model(name: str, attention: str) -> Model:
+    architecture, config, inputs, cut = ZOO[name]
+
+    def make() -> nn.Module:
+        settings = config()
+        settings._attn_implementation = attention
+        model: nn.Module = getattr(hf, architecture)._from_config(settings, attn_implementation=attention)
+        return model
+
+    return Model(f"{name} {attention}", make, inputs, cut)
