@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lvtp_fx
 from lvtp_fx.decisions import decisions
@@ -150,18 +149,19 @@ def _error(got: Any, want: Any) -> float:
                 for a, b in pairs if isinstance(b, torch.Tensor) and b.numel()), default=0.0)
 
 
-class CountAttention(TorchFunctionMode):
-    """Counts attention maps as they are computed: square, over more than 16 tokens."""
+class CountAttention(TorchDispatchMode):
+    """Counts attention maps as they are computed, fused or by a softmax: square, over more than 16 tokens."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maps = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention:
+        name = str(func)
+        if "scaled_dot_product" in name:
             rows, columns = args[0].shape[-2], args[1].shape[-2]
-        elif func in (F.softmax, torch.softmax, torch.Tensor.softmax) and out.ndim > 2:
+        elif "softmax" in name and out.ndim > 2:
             rows, columns = out.shape[-2:]
         else:
             return out

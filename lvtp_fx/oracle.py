@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.decisions import Decision
-from lvtp_fx.record import HookRecord, Record, StateRecord
+from lvtp_fx.record import CopyRecord, HookRecord, Record, StateRecord
 
 
 class Oracle(fx.Interpreter):
@@ -29,6 +29,7 @@ class Oracle(fx.Interpreter):
         self.owners = [d.owner for d in decided]  # [B, N] each, on the full grid
         self.states = {state.name: state for state in record.states}
         self.hooks = {hook.name: hook for hook in record.hooks}
+        self.copies = {(copy.value, copy.reader): copy for copy in record.copied}
         self.sites = {site.state: i for i, site in enumerate(record.sites)}
         self.passed = 0  # how many sites lie behind
         self.entered: list[torch.Tensor] = []
@@ -48,9 +49,21 @@ class Oracle(fx.Interpreter):
                 return self.left[self.sites[operand.name]]
             if (operand.name, n.name) in self.record.restored:
                 return self._restore(self.states[operand.name])
+            if copy := self.copies.get((operand.name, n.name)):
+                return self._copied(self.env[operand], copy)
             return self.env[operand]
 
         return fx.map_arg(args, load)
+
+    def _copied(self, x: torch.Tensor, copy: CopyRecord) -> torch.Tensor:
+        """Dropped tokens take their owner's entries, on every token axis."""
+        owner, y = self.owners[copy.space - 1], x.reshape(copy.sizes)
+        for place, before, after in copy.tokens:
+            moved = y.movedim((copy.batch, place), (0, 1))
+            stop = moved.shape[1] - after
+            parts = [moved[:, :before], rows(moved[:, before:stop], owner), moved[:, stop:]]
+            y = torch.cat(parts, dim=1).movedim((0, 1), (copy.batch, place))
+        return y.reshape(x.shape)
 
     def _state(self, state: StateRecord, x: torch.Tensor) -> torch.Tensor:
         """Dropped tokens take their owner's state; at a site, clusters are formed."""

@@ -52,6 +52,25 @@ class HookRecord:
 
 
 @dataclass(frozen=True)
+class CopyRecord:
+    """A value of space `space`, no state of the stream, that a reader needs in a larger space: there a dropped token
+    has its owner's entries.
+
+    Attributes:
+        value, reader: nodes of the captured graph.
+        sizes: of the factors of the value's axes, -1 for the batch; `batch` is its place among them.
+        tokens: (place, prefix, suffix) of each token factor.
+    """
+
+    value: str
+    reader: str
+    space: int
+    sizes: tuple[int, ...]
+    batch: int
+    tokens: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Record:
     """The decisions of the passes, for `decisions` and for the dense oracle.
 
@@ -59,6 +78,7 @@ class Record:
         sites, states, hooks: in graph order.
         restored: (state, reader) pairs, by name: readers that get the restored stream.
         reduced: (state, reader) pairs: readers that see a site's state after its reduction.
+        copied: other values that are read in a larger space than they are computed in.
         grid: (rows, columns).
     """
 
@@ -68,4 +88,5 @@ class Record:
     hooks: tuple[HookRecord, ...] = ()
     restored: frozenset[tuple[str, str]] = frozenset()
     reduced: frozenset[tuple[str, str]] = frozenset()
+    copied: tuple[CopyRecord, ...] = ()
     grid: tuple[int, int] = (0, 0)

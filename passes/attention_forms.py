@@ -77,6 +77,28 @@ def product_of(node: fx.Node, left: fx.Node | None = None) -> Product | None:
     return product if product.left.value.ndim > 1 and product.right.value.ndim > 1 else None
 
 
+def turned_product(node: fx.Node, map_t: fx.Node) -> Product | None:
+    """`v^T @ map^T`, as `map @ v` with the rows and columns of the result swapped."""
+    product = product_of(node)
+    if product is None or product.order or product.right != Operand(map_t):
+        return None
+    rank = product.right.value.ndim
+    swap = (*range(rank - 2), rank - 1, rank - 2)
+    return Product(Operand(map_t).swapped(), product.left.swapped(), swap, product.added)
+
+
+def swaps_last(node: fx.Node) -> bool:
+    """Whether a node swaps the last two axes."""
+    value = node.meta.get("val")
+    if node.target is aten.transpose.int:
+        rank = value.ndim
+        return {d % rank for d in node.args[1:3]} == {rank - 2, rank - 1}  # type: ignore[operator, union-attr]
+    if node.target is aten.permute.default:
+        rank = value.ndim
+        return [d % rank for d in node.args[1]] == [*range(rank - 2), rank - 1, rank - 2]  # type: ignore[operator, union-attr]
+    return False
+
+
 def _einsum(node: fx.Node, left: fx.Node | None) -> Product | None:
     """Letters of both operands and of the result are a batch, one of the left alone the rows, one of the right alone
     the columns, and one is summed. Without `left`, the rows come before the columns in the result."""

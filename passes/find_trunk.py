@@ -52,10 +52,10 @@ class FindTrunk:
         _, states, own = best
         others = _other_streams(flow, chains, states, candidates)
         own = [a for a in own if a.node not in others]
-        misses += [
-            _miss(a, "it is not part of the residual stream with the most attention blocks", 4)
-            for a in candidates if a not in own
-        ]
+        reason = "it is not part of the residual stream with the most attention blocks" if own else \
+            "no residual stream [batch, tokens, channels] leads through it (tokens kept as rows and columns between " \
+            "blocks, or a block without a skip connection)"
+        misses += [_miss(a, reason, 4) for a in candidates if a not in own]
         if not own:
             return replace(plan, misses=(*plan.misses, *misses))
         trunk = _trunk(plan, flow, states, own, others)

@@ -18,7 +18,7 @@ from lvtp_fx.passes.rewrite_sizes import arguments, resized
 from lvtp_fx.passes.site_nodes import site_nodes
 from lvtp_fx.plan import Plan
 from lvtp_fx.provenance import module_path
-from lvtp_fx.record import HookRecord, Record, SiteRecord, StateRecord
+from lvtp_fx.record import CopyRecord, HookRecord, Record, SiteRecord, StateRecord
 from lvtp_fx.strategies import get
 
 aten = torch.ops.aten
@@ -62,6 +62,7 @@ class _Emitter:
         self.sites: list[SiteRecord] = []
         self.restored: set[tuple[str, str]] = set()
         self.reduced: set[tuple[str, str]] = set()
+        self.copied: list[CopyRecord] = []
 
     def run(self) -> tuple[fx.Graph, Record]:
         for node in self.plan.graph_module.graph.nodes:
@@ -70,7 +71,8 @@ class _Emitter:
                 self._reduce(node)
         record = Record(
             self.plan.config, tuple(self.sites), tuple(self._state_record(s) for s in self.trunk.states),
-            tuple(self._hook_records()), frozenset(self.restored), frozenset(self.reduced), self.trunk.grid,
+            tuple(self._hook_records()), frozenset(self.restored), frozenset(self.reduced), tuple(self.copied),
+            self.trunk.grid,
         )
         return self.graph, record
 
@@ -128,6 +130,8 @@ class _Emitter:
             return self._restore(value, target)
         out = flow.out if isinstance(flow.out, tuple) else ()
         own = self.plan.labels[value]
+        if target < source and value not in self.trunk.states:
+            self.copied.append(copy_record(value.name, reader.name, source, own))
         if source and value not in self.born and token_axes(own) and token_axes(own) != token_axes(label):
             return self._partly(value, own, label, source, target)
         if value in self.born and source == self.born[value]:
@@ -232,6 +236,16 @@ class _Emitter:
     def _image(self) -> fx.Node | None:
         return self.base[self.trunk.image] if self.trunk.image is not None else None
 
+
+
+def copy_record(value: str, reader: str, space: int, label: Label) -> CopyRecord:
+    """What the oracle must know of a value that is copied to dropped tokens."""
+    factors = [f for axis in label for f in axis]
+    return CopyRecord(
+        value, reader, space, tuple(-1 if f.kind is Kind.BATCH else f.size for f in factors),
+        next(i for i, f in enumerate(factors) if f.kind is Kind.BATCH),
+        tuple((i, f.before, f.after) for i, f in enumerate(factors) if f.kind is Kind.TOKEN),
+    )
 
 
 def _ends(label: Label) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lvtp_fx import provenance
-from lvtp_fx.passes.attention_forms import Product, call, product_of
+from lvtp_fx.passes.attention_forms import Product, call, product_of, swaps_last, turned_product
 from lvtp_fx.passes.attention_mask import cast, emit_mask, refuse_steps, sized
 from lvtp_fx.passes.attention_scores import VIEWS, Scores, Step, find_scores, is_transparent, same
 from lvtp_fx.passes.axes.flow import argument
@@ -80,21 +80,21 @@ def match_softmax(softmax: fx.Node) -> Parts | Miss:
     scores = find_scores(start)
     if isinstance(scores, str):
         return _miss(softmax, scores, 2)
-    node = softmax
+    node, turned = softmax, False
     while True:
         if len(node.users) != 1:
             reason = "the attention map has a second consumer" if len(node.users) > 1 else "the map is not used"
             return _miss(softmax, reason, 3)
         user = next(iter(node.users))
-        values = product_of(user, node)
+        values = turned_product(user, node) if turned else product_of(user, node)
         if values is not None and values.added is None:
             break
-        handed_on = is_transparent(user) or user.target in VIEWS
-        if not handed_on or user.args[0] is not node:
+        view = user.target in VIEWS and not turned
+        if not (is_transparent(user) or view or swaps_last(user)) or user.args[0] is not node:
             return _miss(softmax, f"the attention map goes into {user.target} before the values", 3)
-        if user.target in VIEWS:  # the mask must follow
+        if view:  # the mask must follow
             scores = replace(scores, steps=(*scores.steps, Step("view", user)))
-        node = user
+        node, turned = user, turned != swaps_last(user)
     reason = _refuse(scores, softmax, values)
     if reason:
         return _miss(softmax, reason, 3)

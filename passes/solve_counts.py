@@ -39,7 +39,23 @@ class SolveCounts:
                 got=f"{len(ratios)} ratios", why="each site needs its own", hint="keep_ratio=0.7 for all sites",
             )
         given = ratios if isinstance(ratios, tuple) else (ratios,)
-        return _with_counts(plan, _counts(plan, given * len(plan.sites) if len(given) == 1 else given))
+        counts = _counts(plan, given * len(plan.sites) if len(given) == 1 else given)
+        saved = float(cost.saved_flops(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
+        done = _with_counts(plan, counts)
+        if done.sites and saved <= 0:
+            raise self._costs_more(plan, saved)
+        return done
+
+    def _costs_more(self, plan: Plan, saved: float) -> LvtpError:
+        assert plan.trunk is not None
+        block = plan.trunk.blocks[plan.sites[0].block].attention
+        return LvtpError(
+            Code.CUT_UNREACHABLE, where=block.path or "the top level",
+            expected="a reduction that saves more FLOPs than scoring, owners and restores cost",
+            got=f"{-saved / self.dense_flops:+.1%} FLOPs at keep_ratio={plan.config.keep_ratio}",
+            why="the graph would be slower than the dense one: most ops after this block need the full grid",
+            hint="a smaller keep_ratio, or earlier sites, e.g. sites=(0, 1, 2); or leave this model dense",
+        )
 
     def _solve(self, plan: Plan) -> tuple[int, ...]:
         symbols = cost.counts(plan)
