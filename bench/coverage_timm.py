@@ -90,7 +90,8 @@ def sized(name: str) -> tuple[dict[str, Any], tuple[int, int]]:
     with torch.device("meta"):
         whole = timm.create_model(name, pretrained=False, num_classes=0)
         native = tuple((whole.pretrained_cfg.get("input_size") or (3, 224, 224))[-2:])
-        wanted = GEMMA[1] if name.startswith(GEMMA[0]) else tuple(n * s for n, s in zip((8, 12), _stride(whole, native)))
+        stride = _stride(whole, native)
+        wanted = GEMMA[1] if name.startswith(GEMMA[0]) else (8 * stride[0], 12 * stride[1])
         for kwargs, image in (({"depth": 4, "img_size": wanted}, wanted), ({"img_size": wanted}, wanted)):
             try:
                 timm.create_model(name, pretrained=False, num_classes=0, **kwargs)

@@ -90,7 +90,8 @@ ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], fl
         "Dinov2WithRegistersBackbone", lambda: _dinov2(hf.Dinov2WithRegistersConfig), pictures(), 0.2),
     "DINOv3ViTBackbone": ("DINOv3ViTBackbone", lambda: hf.DINOv3ViTConfig(**IMAGE, **BACKBONE), pictures(), 0.2),
     "DINOv3ViTModel, gated": (
-        "DINOv3ViTModel", lambda: hf.DINOv3ViTConfig(**IMAGE, use_gated_mlp=True, num_register_tokens=4), pictures(), 0.2),
+        "DINOv3ViTModel", lambda: hf.DINOv3ViTConfig(**IMAGE, use_gated_mlp=True, num_register_tokens=4),
+        pictures(), 0.2),
     "PixioBackbone": ("PixioBackbone", lambda: hf.PixioConfig(
         **{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, mlp_ratio=2, **BACKBONE), pictures(), 0.2),
     "SiglipVisionModel": ("SiglipVisionModel", lambda: hf.SiglipVisionConfig(**IMAGE), pictures(), 0.2),
@@ -108,11 +109,13 @@ ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], fl
         _beit(out_features=STAGES, reshape_hidden_states=True)), pictures(), 0.05),
     "UperNet on DINOv2": ("UperNetForSemanticSegmentation", lambda: _upernet(_dinov2()), pictures(), 0.05),
     "DPTForSemanticSegmentation": ("DPTForSemanticSegmentation", lambda: hf.DPTConfig(
-        **IMAGE, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, use_auxiliary_head=False, **NECK), pictures(), 0.04),
+        **IMAGE, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, use_auxiliary_head=False, **NECK),
+        pictures(), 0.04),
     "DPTForDepthEstimation on DINOv2": ("DPTForDepthEstimation", lambda: hf.DPTConfig(
         backbone_config=_dinov2(reshape_hidden_states=False), patch_size=16, **NECK), pictures(), 0.04),
     "DepthAnythingForDepthEstimation": (
-        "DepthAnythingForDepthEstimation", lambda: _depth(hf.DepthAnythingConfig, head_hidden_size=16), pictures(), 0.04),
+        "DepthAnythingForDepthEstimation", lambda: _depth(hf.DepthAnythingConfig, head_hidden_size=16),
+        pictures(), 0.04),
     "PromptDepthAnythingForDepthEstimation": (
         "PromptDepthAnythingForDepthEstimation", lambda: _depth(hf.PromptDepthAnythingConfig, head_hidden_size=16),
         pictures(prompt_depth=lambda b, g: torch.rand(b, 1, 32, 32, generator=g)), 0.05),
@@ -139,7 +142,8 @@ ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], fl
         num_last_full_attention_layers=1, num_register_tokens=2,
         head_config={"upsample_out_channels": [16, 16], "upsample_kernel_sizes": [4, 4], "conv_out_channels": [16],
                      "conv_kernel_sizes": [1]}), pictures(), 0.02),
-    "Tipsv2DptForSemanticSegmentation": ("Tipsv2DptForSemanticSegmentation", lambda: hf.Tipsv2DptConfig(), pictures(), 0.02),
+    "Tipsv2DptForSemanticSegmentation": (
+        "Tipsv2DptForSemanticSegmentation", lambda: hf.Tipsv2DptConfig(), pictures(), 0.02),
 }
 
 

@@ -1,6 +1,7 @@
 """lvtp_fx: a torch.fx compiler pass that prunes the tokens of any Vision-Transformer segmenter, without retraining."""
 
 from lvtp_fx.api import explain, transform
+from lvtp_fx.by_size import BySize
 from lvtp_fx.config import Config
 from lvtp_fx.decisions import Decision, decisions
 from lvtp_fx.errors import LvtpError
@@ -8,5 +9,6 @@ from lvtp_fx.report import Report
 from lvtp_fx.verify import Verification, verify
 
 __all__ = [
-    "Config", "Decision", "LvtpError", "Report", "Verification", "decisions", "explain", "transform", "verify",
+    "BySize", "Config", "Decision", "LvtpError", "Report", "Verification", "decisions", "explain", "transform",
+    "verify",
 ]

@@ -31,8 +31,8 @@ def transform(
     Args:
         model: any module, GraphModule or ExportedProgram; it is captured in eval mode and never changed, and its
             parameters are shared.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, at the image size to
-            build for; None infers one image from the model's attributes.
+        example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs or both as `(tuple, dict)`, at
+            the image size to build for; None infers one image from the model's attributes.
         config: options; overrides: single fields of `Config`, e.g. flops_cut=0.35.
 
     Returns:

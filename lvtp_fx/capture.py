@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
+from lvtp_fx.capture_refusals import cannot_capture, cannot_copy, check_devices
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.fold_masks import fold_masks
 
@@ -53,13 +54,13 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
     """
     if isinstance(model, ExportedProgram):
         return _finish(model, args, kwargs, "")
-    _check_devices(model)
+    check_devices(model)
     wide = _at_least_two(args, kwargs)
     with _plain_modes(args, kwargs):
         try:
             twin = _twin(model)
         except Exception as error:
-            raise _cannot_copy(model, error) from error
+            raise cannot_copy(model, error) from error
         try:
             free = _finish(_export(twin, *wide, dynamic=True), *wide, "")
         except Exception as error:
@@ -71,7 +72,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         try:
             program = _export(twin, args, kwargs, dynamic=False)
         except Exception as error:
-            raise _cannot_capture(model, error) from error
+            raise cannot_capture(model, error) from error
         return _finish(program, args, kwargs, note)
 
 
@@ -124,7 +125,7 @@ def _twin(model: nn.Module) -> nn.Module:
 def _plain_modes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
     """Trace without autocast and without the fused encoder ops of nn.MultiheadAttention, which hide the attention."""
     devices = {t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-    device = next(iter(devices), "cpu")
+    device = next((d for d in devices if torch.amp.is_autocast_available(d)), "cpu")  # "meta" has none
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -165,38 +166,3 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
     args, kwargs = pytree.tree_map(twice, (args, kwargs))
     return args, kwargs
-
-
-def _check_devices(model: nn.Module) -> None:
-    places: dict[str, str] = {}
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        places.setdefault(str(tensor.device), name)
-    if len(places) > 1:
-        raise LvtpError(
-            Code.MIXED_DEVICES, where=", ".join(places.values()), expected="all parameters and buffers on one device",
-            got=", ".join(f"{name} on {device}" for device, name in places.items()),
-            why="one graph runs on one device", hint="model.to(device) before lvtp_fx.transform",
-        )
-
-
-def _cannot_copy(model: nn.Module, error: Exception) -> LvtpError:
-    return LvtpError(
-        Code.CAPTURE_FAILED, where=type(model).__name__, expected="a module that copy.deepcopy can copy",
-        got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
-        why="a copy that shares the parameters is traced, so that the model itself is never changed",
-        hint="remove hooks, locks, open files and tensors with a gradient history from the module's attributes, or "
-        "pass torch.export.export(model.eval(), example_inputs)",
-    )
-
-
-def _cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    frames = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
-    return LvtpError(
-        Code.CAPTURE_FAILED, where=f"{type(model).__name__}" + (f", {frames[-1]}" if frames else ""),
-        expected="a model that torch.export.export(model, example, strict=False) captures",
-        got=f"{type(error).__name__}: {lines[0] if lines else 'no message'}",
-        why="the pass rewrites a graph of the whole model; code that depends on tensor values has none",
-        hint="check that model(*example_inputs) runs; move the Python branch on tensor values out of forward, or pass "
-        "the encoder alone",
-    )

@@ -18,7 +18,8 @@ def resolve(model: nn.Module | ExportedProgram, given: Any) -> Inputs:
     """Positional and keyword inputs.
 
     Args:
-        given: a tensor, a tuple or list of positional inputs, a dict of keyword inputs, or None to infer one image.
+        given: a tensor, a tuple or list of positional inputs, a dict of keyword inputs, both as `(tuple, dict)` (what
+            an ExportedProgram has as its example inputs), or None to infer one image.
 
     Raises:
         LvtpError: LVTP103 where the size of the image is not known, LVTP105 for something that is no input.
@@ -32,6 +33,8 @@ def resolve(model: nn.Module | ExportedProgram, given: Any) -> Inputs:
         return (given,), {}
     if isinstance(given, Mapping):
         return (), dict(given)
+    if isinstance(given, tuple) and [type(part) for part in given] == [tuple, dict]:
+        return given
     if isinstance(given, (tuple, list)):
         return tuple(given), {}
     raise LvtpError(

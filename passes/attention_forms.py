@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.contract import spell
-from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.passes.axes.flow import argument, named
 
 aten = torch.ops.aten
 _PLAIN = (aten.matmul.default, aten.bmm.default)
@@ -89,14 +89,16 @@ def turned_product(node: fx.Node, map_t: fx.Node) -> Product | None:
 
 def swaps_last(node: fx.Node) -> bool:
     """Whether a node swaps the last two axes."""
-    value = node.meta.get("val")
+    if node.target not in (aten.transpose.int, aten.permute.default):
+        return False
+    rank = node.meta["val"].ndim
+    order = list(range(rank))
     if node.target is aten.transpose.int:
-        rank = value.ndim
-        return {d % rank for d in node.args[1:3]} == {rank - 2, rank - 1}  # type: ignore[operator, union-attr]
-    if node.target is aten.permute.default:
-        rank = value.ndim
-        return [d % rank for d in node.args[1]] == [*range(rank - 2), rank - 1, rank - 2]  # type: ignore[operator, union-attr]
-    return False
+        one, two = (named(node, name) % rank for name in ("dim0", "dim1"))
+        order[one], order[two] = two, one
+    else:
+        order = [d % rank for d in named(node, "dims")]
+    return order == [*range(rank - 2), rank - 1, rank - 2]
 
 
 def _einsum(node: fx.Node, left: fx.Node | None) -> Product | None:

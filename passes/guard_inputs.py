@@ -22,9 +22,10 @@ def guard_inputs(graph: fx.Graph) -> None:
         if not isinstance(value, torch.Tensor) or not node.users:
             continue
         shape = [size if isinstance(size, int) else -1 for size in value.shape]
+        where = "" if value.is_meta else device  # a graph on the meta device is only looked at
         with graph.inserting_after(placeholders[-1]):
             check = graph.call_function(
-                torch.ops.lvtp.check_input.default, (node, str(node.target), shape, device))
+                torch.ops.lvtp.check_input.default, (node, str(node.target), shape, where))
         node.replace_all_uses_with(check, delete_user_cb=lambda user, check=check: user is not check)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,11 +13,11 @@ from lvtp_fx.passes.assign_spaces import seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes, token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
+from lvtp_fx.passes.remember import copy_record, ends, hook_records, state_record
 from lvtp_fx.passes.rewrite_sizes import arguments, resized
 from lvtp_fx.passes.site_nodes import site_nodes
 from lvtp_fx.plan import Plan
-from lvtp_fx.provenance import module_path
-from lvtp_fx.record import CopyRecord, HookRecord, Record, SiteRecord, StateRecord
+from lvtp_fx.record import CopyRecord, Record, SiteRecord
 from lvtp_fx.strategies import get
 
 aten = torch.ops.aten
@@ -70,25 +69,12 @@ class _Emitter:
             if node in self.born:
                 self._reduce(node)
         record = Record(
-            self.plan.config, tuple(self.sites), tuple(self._state_record(s) for s in self.trunk.states),
-            tuple(self._hook_records()), frozenset(self.restored), frozenset(self.reduced), tuple(self.copied),
+            self.plan.config, tuple(self.sites),
+            tuple(state_record(self.plan, state, self.base[state].name) for state in self.trunk.states),
+            tuple(hook_records(self.plan)), frozenset(self.restored), frozenset(self.reduced), tuple(self.copied),
             self.trunk.grid,
         )
         return self.graph, record
-
-    def _state_record(self, state: fx.Node) -> StateRecord:
-        label = self.plan.labels[state]
-        batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
-        return StateRecord(state.name, self.base[state].name, module_path(state), batch, token_axes(label)[0],
-                           *_ends(label), self.plan.spaces[state])
-
-    def _hook_records(self) -> Iterator[HookRecord]:
-        for match in self.plan.attentions:
-            keys = match.node.args[1]
-            if match.node in self.trunk.members and isinstance(keys, fx.Node):
-                factor = token_factor(self.plan.flows[match.node].uses[keys][-2])
-                if factor is not None and factor.grid == self.trunk.grid:
-                    yield HookRecord(match.hook, factor.before, factor.after)
 
     def _emit(self, node: fx.Node) -> None:
         space, flow = self.plan.spaces[node], self.plan.flows[node]
@@ -180,7 +166,7 @@ class _Emitter:
         entered, left = self.left[space - 1]
         now, order = self.to.as_tokens(now, label)
         (entered, _), (left, _) = self.to.as_tokens(entered, label), self.to.as_tokens(left, label)
-        before, after = _ends(label)
+        before, after = ends(label)
         nodes = self.to.spaces[space]
         if self.plan.config.restore == "delta":
             done = self.to.call("restore", now, entered, left, nodes.owner, before, after)
@@ -205,7 +191,7 @@ class _Emitter:
         number = self.born[state]
         site = self.plan.sites[number - 1]
         label, entered = self.plan.labels[state], self.base[state]
-        before, after = _ends(label)
+        before, after = ends(label)
         stream, order = self.to.as_tokens(entered, label)
         if not self.to.spaces:
             position = self.to.call("positions", stream, site.parent)
@@ -235,20 +221,3 @@ class _Emitter:
 
     def _image(self) -> fx.Node | None:
         return self.base[self.trunk.image] if self.trunk.image is not None else None
-
-
-
-def copy_record(value: str, reader: str, space: int, label: Label) -> CopyRecord:
-    """What the oracle must know of a value that is copied to dropped tokens."""
-    factors = [f for axis in label for f in axis]
-    return CopyRecord(
-        value, reader, space, tuple(-1 if f.kind is Kind.BATCH else f.size for f in factors),
-        next(i for i, f in enumerate(factors) if f.kind is Kind.BATCH),
-        tuple((i, f.before, f.after) for i, f in enumerate(factors) if f.kind is Kind.TOKEN),
-    )
-
-
-def _ends(label: Label) -> tuple[int, int]:
-    factor = token_factor(label[token_axes(label)[0]])
-    assert factor is not None
-    return factor.before, factor.after

@@ -171,6 +171,10 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "attention": (
         aten.scaled_dot_product_attention.default,
         lambda m: F.scaled_dot_product_attention(m.heads, m.heads, m.heads, m.square), "# 2 1+8x6 16"),
+    "heads that share their keys": (
+        aten.scaled_dot_product_attention.default,
+        lambda m: F.scaled_dot_product_attention(m.heads, m.heads[:, :1], m.heads[:, :1], enable_gqa=True),
+        "# 2 1+8x6 16"),
     "class attention": (
         aten.scaled_dot_product_attention.default,
         lambda m: F.scaled_dot_product_attention(m.heads[:, :, :1], m.heads, m.heads), "# 2 1 16"),
@@ -277,10 +281,11 @@ REFUSED: dict[str, tuple[Any, Snippet, str]] = {
         lambda m: F.scaled_dot_product_attention(
             m.heads, m.heads, m.heads, suffixed(m).mean(-1)[:, None, None]),
         "the mask lines different axes up with the tokens"),
-    "grouped queries": (
+    "shared keys that are not the values": (
         aten.scaled_dot_product_attention.default,
-        lambda m: F.scaled_dot_product_attention(m.heads, m.heads[:, :1], m.heads[:, :1], enable_gqa=True),
-        "heads share their keys (enable_gqa)"),
+        lambda m: F.scaled_dot_product_attention(
+            m.heads, m.heads[:, :1], suffixed(m)[:, None, :, :D], enable_gqa=True),
+        "keys and values run over different axes"),
     "positions attend to themselves": (
         aten.scaled_dot_product_attention.default,
         lambda m: F.scaled_dot_product_attention(position := batched(m, m.pos), position, m.grid),

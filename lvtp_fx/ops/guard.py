@@ -21,7 +21,8 @@ def check_input(x: torch.Tensor, name: str, shape: list[int], device: str) -> to
         raise LvtpError(
             Code.BAD_INPUT, where=f"input {name!r}", expected=f"shape [{', '.join(wanted)}]", got=f"shape {got}",
             why="the token grid and the position tables were captured for that size",
-            hint="resize the input, or call lvtp_fx.transform again with an example of this size",
+            hint="resize the input, or call lvtp_fx.transform again with an example of this size; "
+            "lvtp_fx.BySize(model) does so for every size that it meets",
         )
     if device and x.device.type != device:
         raise LvtpError(

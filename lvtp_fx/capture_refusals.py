@@ -1,0 +1,62 @@
+"""Refusals of capture: where in the user's code it stopped, and how to go on."""
+
+from __future__ import annotations
+
+import traceback
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lvtp_fx.errors import Code, LvtpError
+
+
+def check_devices(model: nn.Module) -> None:
+    places: dict[str, str] = {}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        places.setdefault(str(tensor.device), name)
+    if len(places) > 1:
+        raise LvtpError(
+            Code.MIXED_DEVICES, where=", ".join(places.values()), expected="all parameters and buffers on one device",
+            got=", ".join(f"{name} on {device}" for device, name in places.items()),
+            why="one graph runs on one device", hint="model.to(device) before lvtp_fx.transform",
+        )
+
+
+def cannot_copy(model: nn.Module, error: Exception) -> LvtpError:
+    return LvtpError(
+        Code.CAPTURE_FAILED, where=type(model).__name__, expected="a module that copy.deepcopy can copy",
+        got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+        why="a copy that shares the parameters is traced, so that the model itself is never changed",
+        hint="remove hooks, locks, open files and tensors with a gradient history from the module's attributes, or "
+        "pass torch.export.export(model.eval(), example_inputs)",
+    )
+
+
+def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
+    message = " ".join(line.strip() for line in str(error).strip().splitlines()[:1]) or "no message"
+    why, hint = ("the pass rewrites a graph of the whole model",
+                 "check that model(*example_inputs) runs; or pass the encoder alone")
+    if "data-dependent" in str(error):
+        why = "Python at that line asks for a tensor's value, which a graph does not have"
+        hint = "put a Python number in the place of a buffer that the line reads (del model.x; model.x = 0.0), take " \
+            "the branch out of forward, or pass the encoder alone"
+    elif "register a pytree" in str(error):
+        why = "a graph returns tensors in tuples, lists, dicts and registered classes only"
+        hint = "torch.export.register_dataclass(TheClass) for a dataclass, before lvtp_fx.transform"
+    return LvtpError(
+        Code.CAPTURE_FAILED, where=f"{type(model).__name__}{_user_line(error)}",
+        expected="a model that torch.export.export(model, example, strict=False) captures",
+        got=f"{type(error).__name__}: {message}", why=why, hint=hint,
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """The last line of code outside torch and this package that an error came through, or ""."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f" ({Path(last.filename).name}:{last.lineno} in {last.name}: {last.line})"

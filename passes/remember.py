@@ -1,0 +1,49 @@
+"""What the dense oracle must know of a rewritten graph, read off the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from lvtp_fx.passes.axes.label import Kind, Label, has_kind, token_axes, token_factor
+from lvtp_fx.plan import Plan
+from lvtp_fx.provenance import module_path
+from lvtp_fx.record import CopyRecord, HookRecord, StateRecord
+
+
+def state_record(plan: Plan, state: fx.Node, pruned_name: str) -> StateRecord:
+    """A state of the stream, and the node of the pruned graph that it became."""
+    label = plan.labels[state]
+    batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
+    return StateRecord(state.name, pruned_name, module_path(state), batch, token_axes(label)[0], *ends(label),
+                       plan.spaces[state])
+
+
+def hook_records(plan: Plan) -> Iterator[HookRecord]:
+    """The attentions of the trunk whose keys are its tokens."""
+    assert plan.trunk is not None
+    for match in plan.attentions:
+        keys = match.node.args[1]
+        if match.node in plan.trunk.members and isinstance(keys, fx.Node):
+            uses = plan.flows[match.node].uses
+            factor = token_factor(uses[keys][-2]) if keys in uses else None
+            if factor is not None and factor.grid == plan.trunk.grid:
+                yield HookRecord(match.hook, factor.before, factor.after)
+
+
+def copy_record(value: str, reader: str, space: int, label: Label) -> CopyRecord:
+    """What the oracle must know of a value that is copied to dropped tokens."""
+    factors = [f for axis in label for f in axis]
+    return CopyRecord(
+        value, reader, space, tuple(-1 if f.kind is Kind.BATCH else f.size for f in factors),
+        next(i for i, f in enumerate(factors) if f.kind is Kind.BATCH),
+        tuple((i, f.before, f.after) for i, f in enumerate(factors) if f.kind is Kind.TOKEN),
+    )
+
+
+def ends(label: Label) -> tuple[int, int]:
+    """Prefix and suffix tokens of a state."""
+    factor = token_factor(label[token_axes(label)[0]])
+    assert factor is not None
+    return factor.before, factor.after

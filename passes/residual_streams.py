@@ -1,0 +1,120 @@
+"""Residual streams: the values [B, N, C] that blocks add to, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import networkx as nx
+import torch
+from torch import fx
+
+from lvtp_fx.passes.axes.flow import tensors
+from lvtp_fx.passes.axes.label import grids
+from lvtp_fx.plan import AttentionMatch, Plan
+
+aten = torch.ops.aten
+_ADDS = (aten.add.Tensor, aten.addcmul.default)
+# What a residual stream may pass through and still be the same stream.
+_SAME_STREAM = (aten.add.Tensor, aten.layer_norm.default, aten.rms_norm.default, aten.cat.default, aten.concat.default,
+                aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
+                aten.contiguous.default, aten.alias.default)
+
+
+def value_graph(plan: Plan) -> nx.DiGraph:
+    """Values and their consumers."""
+    graph = nx.DiGraph()
+    for node in plan.graph_module.graph.nodes:
+        graph.add_node(node)
+        # Sizes are left out: every value would seem to be computed from the image through the batch size.
+        graph.add_edges_from((operand, node) for operand in node.all_input_nodes
+                             if isinstance(operand.meta.get("val"), (torch.Tensor, tuple, list)))
+    return graph
+
+
+def is_state(plan: Plan, node: fx.Node) -> bool:
+    """A value [B, N, C] over the tokens, nothing else merged into these axes: each image has one sequence."""
+    label = plan.labels.get(node, ())
+    if len(label) != 3 or not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    return sorted(axis[0].kind.value for axis in label if len(axis) == 1) == ["batch", "plain", "token"]
+
+
+def grid_of(plan: Plan, node: fx.Node) -> tuple[int, int]:
+    """The grid that the tokens of a state, or the rows of an attention, lie on."""
+    return next(iter(grids(plan.labels[node])))
+
+
+def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
+    """Maximal residual streams, each as its states in graph order."""
+    links = nx.Graph()
+    bases: set[fx.Node] = set()
+    for base, total in _residual_adds(plan, flow):
+        links.add_edge(base, total)
+        bases.add(base)
+    for base in bases:  # post-norm blocks and the like: the base of the next add is the stream seen through a norm
+        node = base
+        while node.target in _SAME_STREAM:
+            operands = [n for n in tensors(node) if is_state(plan, n)]
+            if len(operands) != 1 or (node in links and node is not base) or \
+                    grid_of(plan, operands[0]) != grid_of(plan, node):
+                break
+            links.add_edge(operands[0], node)
+            node = operands[0]
+    order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
+    return [sorted(component, key=order.__getitem__) for component in nx.connected_components(links)]
+
+
+def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """(stream, sum) pairs: an add of the stream and of something computed from it, or, where branches run side by
+    side (`x + f(x) + g(x)`), from what it was before the adds that led to it."""
+    order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
+    before: dict[fx.Node, fx.Node] = {}
+    for node in plan.graph_module.graph.nodes:
+        if node.target not in _ADDS or not is_state(plan, node):
+            continue
+        terms = sorted({n for n in tensors(node) if is_state(plan, n)}, key=order.__getitem__)
+        if len(terms) != 2:
+            continue
+        for stream, term in (terms, terms[::-1]):
+            source = stream if stream is terms[0] else before.get(stream)
+            while source is not None and not _reaches(flow, source, term, order):
+                source = before.get(source)
+            if source is not None:
+                before[node] = stream
+                yield stream, node
+                break
+
+
+def _reaches(flow: nx.DiGraph, source: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether target is computed from source; only the nodes between the two are looked at."""
+    seen, stack = {target}, [target]
+    while stack:
+        for operand in flow.predecessors(stack.pop()):
+            if operand is source:
+                return True
+            if operand not in seen and order[operand] > order[source]:
+                seen.add(operand)
+                stack.append(operand)
+    return False
+
+
+def other_streams(
+    flow: nx.DiGraph, chains: list[list[fx.Node]], states: list[fx.Node], candidates: list[AttentionMatch]
+) -> set[fx.Node]:
+    """Other residual streams with attention that exchange values with this one, and the branches between their
+    states. They keep the full grid: only this stream remembers what its dropped tokens were. A stream that lies
+    between two states of this one is a part of a block."""
+    apart = flow.subgraph(flow.nodes - set(states))
+    found: set[fx.Node] = set()
+    for chain in chains:
+        if chain is states:
+            continue
+        inside = [s for s in chain if s in apart]
+        earlier, later = nx.ancestors(flow, inside[0]), nx.descendants(flow, inside[-1])
+        if all(state in earlier or state in later for state in states):
+            continue
+        after = set(inside).union(*(nx.descendants(apart, s) for s in inside))
+        stream = after.intersection(set(inside).union(*(nx.ancestors(apart, s) for s in inside)))
+        if any(match.node in stream for match in candidates):
+            found |= stream
+    return found
