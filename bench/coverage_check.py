@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lvtp_fx
+from lvtp_fx.capture import capture
 from lvtp_fx.decisions import decisions
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
@@ -96,15 +97,16 @@ def _check(model: Model, row: Row, compiled: bool) -> None:
         dense = module(**inputs)
     row.attention = count.maps
     options: dict[str, Any] = {"keep_ratio": 0.7} if model.flops_cut is None else {"flops_cut": model.flops_cut}
-    same = lvtp_fx.transform(module, inputs, flops_cut=0)
+    captured = capture(module, (), inputs)
     row.captured = True
+    same = lvtp_fx.transform(captured, flops_cut=0)
     with torch.no_grad():
         row.identity = _error(same(**inputs), dense) == 0
-    fast = lvtp_fx.transform(module, inputs, **options)
+    fast = lvtp_fx.transform(captured, **options)
     report = fast.report
     row.blocks, row.sites, row.cut = len(report.blocks), len(report.sites), report.flops_cut
     row.tokens, row.missed = report.grid[0] * report.grid[1], [u.reason for u in report.unmatched]
-    row.error = lvtp_fx.verify(module, fast, inputs).max_error
+    row.error = lvtp_fx.verify(captured, fast, inputs).max_error
     row.batch_error = _batch_error(fast, model)
     if compiled:
         row.graphs = _graphs(fast, model)

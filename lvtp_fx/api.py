@@ -24,13 +24,15 @@ RECORD = "lvtp_fx"  # key of the `Record` in GraphModule.meta
 
 
 def transform(
-    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, config: Config | None = None, **overrides: Any
+    model: nn.Module | ExportedProgram | Capture, example_inputs: Any = None, *, config: Config | None = None,
+    **overrides: Any,
 ) -> fx.GraphModule:
     """Rewrite a ViT segmenter so that it drops tokens as it goes and restores them before the decoder.
 
     Args:
         model: any module, GraphModule or ExportedProgram; it is captured in eval mode and never changed, and its
-            parameters are shared.
+            parameters are shared. Or what `lvtp_fx.capture.capture` made of one, to transform it several times:
+            capture takes most of the time. Then `example_inputs` is not used.
         example_inputs: a tensor, a tuple of positional inputs, a dict of keyword inputs or both as `(tuple, dict)`, at
             the image size to build for; None infers one image from the model's attributes.
         config: options; overrides: single fields of `Config`, e.g. flops_cut=0.35.
@@ -58,7 +60,8 @@ def transform(
 
 
 def explain(
-    model: nn.Module | ExportedProgram, example_inputs: Any = None, *, config: Config | None = None, **overrides: Any
+    model: nn.Module | ExportedProgram | Capture, example_inputs: Any = None, *, config: Config | None = None,
+    **overrides: Any,
 ) -> Report:
     """What `transform` would do, and why not where not. Changes nothing; takes the same arguments.
 
@@ -77,7 +80,9 @@ def explain(
     return summarise(plan, captured, dense_flops, _flops(captured, pipeline.finish(plan)))
 
 
-def _captured(model: nn.Module | ExportedProgram, given: Any) -> Capture:
+def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Capture:
+    if isinstance(model, Capture):
+        return model
     if not isinstance(model, (nn.Module, ExportedProgram)) or RECORD in getattr(model, "meta", {}):
         raise LvtpError(
             Code.BAD_MODEL, where="model", expected="an nn.Module, GraphModule or ExportedProgram, not yet transformed",

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from lvtp_fx import example_inputs as examples
-from lvtp_fx.capture import capture
+from lvtp_fx.capture import Capture, capture
 from lvtp_fx.decisions import Decision, observe, original, run_flat
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.oracle import Oracle
@@ -37,7 +37,8 @@ class Verification:
 
 
 def verify(
-    model: nn.Module | ExportedProgram, module: nn.Module, example_inputs: Any, *, tolerance: float | None = None
+    model: nn.Module | ExportedProgram | Capture, module: nn.Module, example_inputs: Any, *,
+    tolerance: float | None = None,
 ) -> Verification:
     """Compare a transformed module with the dense oracle on the same decisions, state by state and at the outputs.
 
@@ -51,8 +52,8 @@ def verify(
         LvtpError: LVTP301 with the first place where they differ, LVTP302 where `module` is not from `model`.
     """
     graph_module, record = original(module)
-    args, kwargs = examples.resolve(model, example_inputs)
-    captured = capture(model, args, kwargs).module
+    args, kwargs = examples.resolve(graph_module, example_inputs)
+    captured = model.module if isinstance(model, Capture) else capture(model, args, kwargs).module
     output, decided, values = observe(graph_module, example_inputs, [s.pruned_name for s in record.states])
     known = {node.name for node in captured.graph.nodes}
     if any(state.name not in known for state in record.states):
