@@ -22,7 +22,10 @@ _REARRANGE = (
     aten.contiguous.default, aten.alias.default, aten.detach.default, aten.repeat.default, aten.index.Tensor,
     aten.flatten.using_ints, aten.unflatten.int,
 )
-_CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout)
+_POINTWISE = (  # torch does not tag them so
+    aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device, aten.where.Scalar,
+    aten.where.ScalarOther, aten.where.ScalarSelf, aten.__and__.Tensor, aten.__or__.Tensor,
+)
 _LARGEST = 1 << 22  # entries of a constant that is looked at: a mask of 2048 x 2048 tokens
 
 
@@ -107,7 +110,7 @@ class Uniform:
         if target in _REARRANGE and (number := self.of(node.args[0])) is not None:
             return number
         operands = {n: self.of(n) for n in node.all_input_nodes}
-        if operands and (torch.Tag.pointwise in target.tags or target in _CASTS) and None not in operands.values():
+        if operands and (torch.Tag.pointwise in target.tags or target in _POINTWISE) and None not in operands.values():
             entries = {n: torch.tensor(number).to(n.meta["val"].dtype) for n, number in operands.items()}
             return float(_call(node, target, entries))
         return self._looked_at(node, target)

@@ -107,7 +107,7 @@ class Coercer:
 
     def arranged(self, node: fx.Node, label: Label, tokens: int) -> tuple[fx.Node, Label]:
         """A value [..] as [B, others, tokens, last] (others left out where there are none), and that label."""
-        flat = [(f,) for axis in label[:-1] for f in axis if f.size != 1] + [label[-1]]
+        flat = [(f,) for axis in label[:-1] for f in axis if f.size != 1 or f.kind is Kind.BATCH] + [label[-1]]
         if len(flat) != len(label) or any(len(a) > 1 for a in label[:-1]):
             node = self.view(node, tuple(flat), tokens)
         order = sorted(range(len(flat) - 1), key=lambda i: arranged_rank(flat[i][0]))

@@ -21,7 +21,8 @@ def guard_inputs(graph: fx.Graph) -> None:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not node.users:
             continue
-        shape = [size if isinstance(size, int) else -1 for size in value.shape]
+        # A symbol that capture found to be one number has no free symbols left.
+        shape = [int(s) if isinstance(s, int) or not s.node.expr.free_symbols else -1 for s in value.shape]
         where = "" if value.is_meta else device  # a graph on the meta device is only looked at
         with graph.inserting_after(placeholders[-1]):
             check = graph.call_function(

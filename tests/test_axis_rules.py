@@ -96,6 +96,8 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "where with a number": (aten.where.ScalarOther, lambda m: torch.where(m.seen, m.grid, 1.0), "# 8x6 32"),
     "where with a number first": (aten.where.ScalarSelf, lambda m: torch.where(m.seen, 1.0, m.grid), "# 8x6 32"),
     "where with two numbers": (aten.where.Scalar, lambda m: aten.where.Scalar(m.grid > 0, 1.0, 2.0), "# 8x6 32"),
+    "and": (aten.__and__.Tensor, lambda m: (m.grid > 0) & (m.pos > 0), "# 8x6 32"),
+    "or": (aten.__or__.Tensor, lambda m: (m.grid > 0) | (m.pos > 0), "# 8x6 32"),
     "rotary": (aten.add.Tensor, lambda m: m.heads[:, :, 1:] * m.pos[:, :D] + m.heads[:, :, 1:], "# 2 8x6 16"),
     "_to_copy": (aten._to_copy.default, lambda m: m.tokens.double(), "# 1+8x6 32"),
     "type_as": (aten.type_as.default, lambda m: m.tokens.type_as(m.seen), "# 1+8x6 32"),

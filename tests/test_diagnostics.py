@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -38,6 +39,34 @@ class TwoDevices(nn.Module):
         self.second = nn.Linear(3, 3, device="meta")
 
 
+class Gated(nn.Module):
+    """A branch on a buffer, as EoMT has it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.gate: torch.Tensor | float
+        self.register_buffer("gate", torch.zeros(()))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(image)
+        return logits * 2 if self.gate > 0 else logits
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+class Answering(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> Answer:
+        return Answer(self.model(image))
+
+
 class Branches(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image + 1 if image.sum() > 0 else image
@@ -55,11 +84,35 @@ class FourChannels(nn.Module):
 
 
 def test_lvtp101_names_the_line_that_stops_capture() -> None:
-    text = refusal(lambda: lvtp_fx.transform(Branches(), (torch.rand(2, 3, 32, 32),)))
-    assert text.startswith("LVTP101 cannot-capture at Branches, File ")
-    assert "test_diagnostics.py" in text.splitlines()[0]
-    assert "got: GuardOnDataDependentSymNode: Could not guard on data-dependent expression" in text
-    assert "try: check that model(*example_inputs) runs" in text
+    head, expected, got, why, hint = refusal(
+        lambda: lvtp_fx.transform(Branches(), (torch.rand(2, 3, 32, 32),))).splitlines()
+    line = Branches.forward.__code__.co_firstlineno + 1
+    assert head == (f"LVTP101 cannot-capture at Branches (test_diagnostics.py:{line} in forward: "
+                    "return image + 1 if image.sum() > 0 else image)")
+    assert expected == "  expected: a model that torch.export.export(model, example, strict=False) captures"
+    assert got.startswith("  got: GuardOnDataDependentSymNode: Could not guard on data-dependent expression")
+    assert why == "  why: Python at that line asks for a tensor's value, which a graph does not have"
+    assert hint == ("  try: put a Python number in the place of a buffer that the line reads (del model.x; "
+                    "model.x = 0.0), take the branch out of forward, or pass the encoder alone")
+
+
+def test_lvtp101_for_a_buffer_in_a_branch_and_the_way_out(it: Case) -> None:
+    model = Gated(it.model)
+    assert "Gated (test_diagnostics.py" in refusal(lambda: lvtp_fx.transform(model, (it.x,), flops_cut=0.2))
+    del model.gate
+    model.gate = 0.0
+    assert torch.equal(lvtp_fx.transform(model, (it.x,), flops_cut=0.2)(it.x), it.fast(it.x))
+
+
+def test_lvtp101_for_a_dataclass_that_is_not_registered_and_the_way_out(it: Case) -> None:
+    model = Answering(it.model)
+    text = refusal(lambda: lvtp_fx.transform(model, (it.x,), flops_cut=0.2))
+    assert "why: a graph returns tensors in tuples, lists, dicts and registered classes only" in text
+    assert "try: torch.export.register_dataclass(TheClass) for a dataclass, before lvtp_fx.transform" in text
+    torch.export.register_dataclass(Answer)
+    out = lvtp_fx.transform(model, (it.x,), flops_cut=0.2)(it.x)
+    assert type(out) is Answer
+    assert torch.equal(out.logits, it.fast(it.x))
 
 
 def test_lvtp101_for_an_example_that_the_model_refuses(it: Case) -> None:
@@ -189,6 +242,18 @@ def test_lvtp202_says_what_can_be_reached(it: Case) -> None:
     assert lvtp_fx.explain(it.model, (it.x,), flops_cut=0.97).refused == text
 
 
+def test_lvtp202_where_scoring_would_cost_more_than_it_saves(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), keep_ratio=0.99, sites=(3,)))
+    head, expected, got, why, hint = text.splitlines()
+    assert head == "LVTP202 flops-cut-unreachable at encoder.model.blocks.3.attn"
+    assert expected == "  expected: a reduction that saves more FLOPs than scoring, owners and restores cost"
+    assert got.startswith("  got: +")
+    assert got.endswith("% FLOPs at keep_ratio=0.99")
+    assert why == "  why: the graph would be slower than the dense one: most ops after this block need the full grid"
+    assert hint == "  try: a smaller keep_ratio, or earlier sites, e.g. sites=(0, 1, 2); or leave this model dense"
+    assert lvtp_fx.transform(it.model, (it.x,), keep_ratio=0.5, sites=(0,)).report.flops_cut > 0
+
+
 def test_lvtp203(it: Case) -> None:
     assert refusal(lambda: lvtp_fx.transform(it.model, (it.x,), sites=(1, 4))) == (
         "LVTP203 sites-out-of-range at Config.sites\n  expected: block indices in [-4, 4)\n  got: (1, 4)\n"
@@ -223,7 +288,8 @@ def test_lvtp401(it: Case, shape: tuple[int, ...]) -> None:
         "LVTP401 input-does-not-fit at input 'image'\n  expected: shape [any, 3, 128, 128]\n"
         f"  got: shape {list(shape)}\n"
         "  why: the token grid and the position tables were captured for that size\n"
-        "  try: resize the input, or call lvtp_fx.transform again with an example of this size"
+        "  try: resize the input, or call lvtp_fx.transform again with an example of this size; "
+        "lvtp_fx.BySize(model) does so for every size that it meets"
     )
 
 

@@ -117,6 +117,10 @@ FORMS: dict[str, Form] = {
     "einsum, operands swapped": lambda m, q, k, v: torch.einsum(
         "bhjd,bhij->bhid", v, (torch.einsum("bhjd,bhid->bhij", k, q) * m.scale + m.bias_table).softmax(-1)),
     "einsum, tokens first": token_first,
+    "map on the right": lambda m, q, k, v: (v.mT @ (scores(m, q, k) + m.bias_table).softmax(-1).mT).mT,
+    "map on the right, permuted": lambda m, q, k, v: (
+        v.permute(0, 1, 3, 2) @ m.dropout(scores(m, q, k).softmax(-1)).permute(0, 1, -1, 2)).transpose(2, 3),
+    "map turned twice": lambda m, q, k, v: scores(m, q, k).softmax(-1).mT.mT @ v,
     "bmm": lambda m, q, k, v: apart(torch.bmm((torch.bmm(merged(q), merged(k).mT) * m.scale).softmax(-1), merged(v))),
     "baddbmm": lambda m, q, k, v: apart(torch.bmm(
         torch.baddbmm(m.bias_table[:1], merged(q), merged(k).mT, beta=0.5, alpha=m.scale).softmax(-1), merged(v))),
@@ -200,8 +204,11 @@ NEAR_MISSES: dict[str, tuple[Form, str]] = {
     "rows and columns mixed": (
         lambda m, q, k, v: (q @ k.mT).reshape(-1, H, 2 * N, N // 2).softmax(-1).reshape(-1, H, N, N) @ v,
         "a reshape mixes the rows or columns of the scores"),
-    "the map turned": (lambda m, q, k, v: (v.mT @ scores(m, q, k).softmax(-1).mT).mT,
-                       "the attention map goes into aten.transpose.int before the values"),
+    "the map turned alone": (lambda m, q, k, v: scores(m, q, k).softmax(-1).mT @ v,
+                             "the attention map goes into aten.matmul.default before the values"),
+    "the map turned in another way": (
+        lambda m, q, k, v: (v.mT @ scores(m, q, k).softmax(-1).transpose(0, 1).mT.transpose(0, 1)).mT,
+        "the attention map goes into aten.transpose.int before the values"),
 }
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 import lvtp_fx
+from lvtp_fx.api import RECORD
 from lvtp_fx.errors import LvtpError
+from lvtp_fx.models.random_weights import randomise
 from tests.conftest import Case
+from tests.tiny import Attention, B, D, H, N, PreNorm, TinyViT, picture
 
 Cases = Callable[[str, str], Case]
 Break = Callable[[fx.Graph, fx.Node], fx.Node]  # what takes the place of a node
@@ -93,3 +98,43 @@ def test_a_broken_node_is_caught(case: Cases, name: str, op: str, which: int, br
     module.recompile()
     with pytest.raises(LvtpError, match="LVTP301 verify-mismatch at "):
         lvtp_fx.verify(it.model, module, (it.x,))
+
+
+def rotated(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    return x * angle.cos() + torch.cat([-x[..., D // 2 :], x[..., : D // 2]], -1) * angle.sin()
+
+
+def rope(m: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    angle = m.bias_table[0, :, :D]
+    return F.scaled_dot_product_attention(rotated(q, angle), rotated(k, angle), v)
+
+
+class Returning(TinyViT):
+    """Rotary positions, and the map of the third block is an output: that block runs on the full grid, on copies."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        x = self.embed(image)
+        for block in self.blocks[:2]:
+            x = block(x)
+        block = self.blocks[2]
+        attention = block.attention
+        q, k, v = attention.qkv(block.norm1(x)).reshape(x.shape[0], -1, 3, H, D).permute(2, 0, 3, 1, 4)
+        angle = attention.bias_table[0, :, :D]
+        weights = (rotated(q, angle) @ rotated(k, angle).mT * D**-0.5).softmax(-1)
+        x = x + attention.proj((weights @ v).transpose(1, 2).reshape(x.shape))
+        x = self.blocks[3](x + block.mlp(block.norm2(x)))
+        return self.head(self.norm(x)), weights
+
+
+def test_a_returned_map_costs_its_block_and_the_oracle_knows_the_copies_that_it_reads() -> None:
+    model = randomise(Returning([PreNorm(Attention(rope)) for _ in range(4)]), seed=0).eval()
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0, 1))
+    assert [b.path for b in fast.report.blocks] == [f"blocks.{i}.attention" for i in (0, 1, 3)]
+    assert [u.reason for u in fast.report.unmatched] == ["the attention map has a second consumer"]
+    assert fast(picture())[1].shape == (B, H, N, N)
+    lvtp_fx.verify(model, fast, (picture(),))
+    record = fast.meta[RECORD]
+    assert {copy.reader for copy in record.copied} == {"softmax", "matmul_1"}
+    fast.meta[RECORD] = replace(record, copied=())
+    with pytest.raises(LvtpError, match="LVTP301"):
+        lvtp_fx.verify(model, fast, (picture(),))

@@ -112,5 +112,6 @@ RULES: dict[object, Rule] = {
     aten.lift_fresh_copy.default: like_first,
     **dict.fromkeys((aten.zeros_like.default, aten.ones_like.default, aten.full_like.default), like_first),
     # Pointwise, but torch does not tag them so.
-    **dict.fromkeys((aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar), pointwise),
+    **dict.fromkeys((aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
+                     aten.__and__.Tensor, aten.__or__.Tensor), pointwise),
 }

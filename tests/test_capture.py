@@ -1,0 +1,95 @@
+"""Capture: fixed batches, the meta device, and a capture used several times."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lvtp_fx
+from lvtp_fx.capture import BATCH_STAND_IN, capture
+from lvtp_fx.models.adapters import timm_segmenter
+from lvtp_fx.models.random_weights import randomise
+from tests.tiny import Attention, Embed, PreNorm, TinyViT, picture, vit
+
+
+class Counts(nn.Module):
+    """`len(image)` is a Python number: export fixes the batch."""
+
+    def __init__(self, model: TinyViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model(image).reshape(len(image), 5, -1)
+        return out
+
+
+def fused(m: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])  # 2 is the number of heads, too
+def test_a_fixed_batch_is_the_examples(batch: int) -> None:
+    model = Counts(vit(fused))  # type: ignore[arg-type]
+    x = picture(batch)
+    captured = capture(model, (x,), {})
+    assert captured.batch == batch
+    assert captured.note == f"the batch size is fixed at {batch}: the captured graph was specialised to it"
+    fast = lvtp_fx.transform(model, (x,), keep_ratio=0.5)
+    assert fast.report.notes == (captured.note,)
+    assert len(fast.report.blocks) == 3
+    lvtp_fx.verify(model, fast, (x,))
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP401"):
+        fast(picture(batch + 1))
+
+
+def test_a_free_batch_has_a_stand_in() -> None:
+    captured = capture(vit(fused), (picture(1),), {})
+    assert (captured.batch, captured.note) == (BATCH_STAND_IN, "")
+
+
+def test_one_capture_for_several_transforms() -> None:
+    model = vit(fused)
+    captured = capture(model, (picture(),), {})
+    before = captured.module.code
+    for ratio in (0.5, 0.8):
+        fast = lvtp_fx.transform(captured, keep_ratio=ratio)
+        assert torch.equal(fast(picture()), lvtp_fx.transform(model, (picture(),), keep_ratio=ratio)(picture()))
+        assert lvtp_fx.verify(captured, fast, (picture(),)).max_error < 2e-5
+    assert captured.module.code == before
+    assert lvtp_fx.explain(captured, keep_ratio=0.5).to_dict() == \
+        lvtp_fx.explain(model, (picture(),), keep_ratio=0.5).to_dict()
+
+
+@pytest.mark.parametrize("name", ["vit_large_patch14_dinov2", "vit_large_patch16_dinov3"])
+def test_large_models_are_analysed_without_weights(name: str) -> None:
+    with torch.device("meta"):
+        model = timm_segmenter(name, "linear")
+    report = lvtp_fx.explain(model, flops_cut=0.3)
+    assert report.refused == ""
+    assert len(report.blocks) == 24
+    assert 0.3 <= report.flops_cut < 0.31
+    assert all(p.is_meta for p in model.parameters())
+    assert report.gflops_dense > 100
+
+
+class SplitBatch(TinyViT):
+    """Four sequences an image: every other row and column, as MobileViT unfolds them. Another axis is merged into
+    the batch, so that an image has not one sequence."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = Embed.forward(self.embed, image).reshape(-1, 4, 2, 4, 2, 32).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 32)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)).reshape(-1, 64, 5)
+
+
+def test_tokens_of_one_image_in_several_sequences_are_left_alone() -> None:
+    model = randomise(SplitBatch([PreNorm(Sixteen(fused)) for _ in range(2)]), 0)
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP102"):
+        lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
+
+
+class Sixteen(Attention):
+    """Attention whatever the number of tokens."""
