@@ -11,7 +11,6 @@ written beside it, as COVERAGE.md.
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import multiprocessing
 import platform
@@ -27,25 +26,20 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from coverage_check import Row, check
-from coverage_table import summary, write_table
+from coverage_check import GROUPS, Row, check, models
+from coverage_table import line, summary, write_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-GROUPS = ("timm", "transformers", "other", "not_flat")
 HERE = Path(__file__).parent
 CHILD_LIFE = 12  # models a worker runs before a fresh one takes its place: libraries cache what they build
-
-
-def names(group: str) -> list[str]:
-    return [model.name for model in importlib.import_module(f"coverage_{group}").models()]
 
 
 def work(group: str, name: str) -> dict[str, Any]:
     """One model, in a worker process."""
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)  # a kernel of eager mode that no graph can hold
-    model = next(m for m in importlib.import_module(f"coverage_{group}").models() if m.name == name)
+    model = next(m for m in models(group) if m.name == name)
     row = check(model)
     gc.collect()
     scale = 1 if sys.platform == "darwin" else 1024
@@ -66,7 +60,8 @@ def main(
         raise typer.BadParameter(f"{unknown[0]!r}; groups are {', '.join(GROUPS)}", param_hint="--group")
     kept: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     rows: dict[str, dict[str, Any]] = {f"{r['group']} {r['model']}": r for r in kept.get("rows", ())}
-    todo = [(g, n) for g in groups for n in names(g) if only in n and (again or f"{g} {n}" not in rows)]
+    wanted = [(g, model.name) for g in groups for model in models(g) if only in model.name]
+    todo = [(g, name) for g, name in wanted if again or f"{g} {name}" not in rows]
     console = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                   console=console) as progress:
@@ -113,12 +108,6 @@ def save(out: Path, rows: dict[str, dict[str, Any]]) -> None:
 def versions() -> dict[str, str]:
     libraries = ("torch", "timm", "transformers", "torchvision", "segmentation-models-pytorch")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in libraries}}
-
-
-def line(row: dict[str, Any]) -> str:
-    if row["proved"]:
-        return f"{row['model']}: {row['blocks']} blocks, -{row['cut']:.1%}, error {row['error']:.1e}"
-    return f"{row['model']}: NOT PROVED {row['refusal'].splitlines()[0] if row['refusal'] else row}"
 
 
 if __name__ == "__main__":

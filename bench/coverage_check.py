@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from lvtp_fx.capture import capture
 from lvtp_fx.decisions import decisions
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
+from lvtp_fx.passes.label_axes import rule_of
 
+GROUPS = ("timm", "transformers", "other", "not_flat")  # coverage_GROUP.py each
 TOLERANCE = 2e-5  # of an image alone against the same image in a batch: other kernels, other orders of sums
 
 
@@ -49,9 +52,10 @@ class Row:
         blocks: attention blocks that the pass found. sites: blocks followed by a reduction.
         cut: share of the FLOPs saved. identity: with nothing to prune, equal bit for bit.
         error: largest relative error against the dense oracle. batch_error: of an image alone against the same
-            image in a batch, or infinity where other tokens live on.
-        graphs: how many graphs torch.compile(fullgraph=True) makes of batches of 2 and 3.
+            image in a batch (beside another one, where the batch is fixed), or infinity where other tokens live on.
+        graphs: how many graphs torch.compile(fullgraph=True) makes of batches of 2 and 3 (2 alone, where it is fixed).
         refusal: the error, if there was one. missed: attention that was not used, and why.
+        rules: the axis rules that the analysis applied.
     """
 
     model: str
@@ -69,12 +73,19 @@ class Row:
     seconds: float = 0.0
     refusal: str = ""
     missed: list[str] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)
 
     @property
     def proved(self) -> bool:
         """Captured, pruned, and every law held."""
         return bool(self.captured and self.cut and self.identity and self.error is not None
                     and self.batch_error is not None and self.batch_error <= TOLERANCE and self.graphs == 1)
+
+
+def models(group: str) -> list[Model]:
+    """The models of a group; its library is imported only now."""
+    found: list[Model] = importlib.import_module(f"coverage_{group}").models()
+    return found
 
 
 def check(model: Model, *, compiled: bool = True) -> Row:
@@ -99,6 +110,8 @@ def _check(model: Model, row: Row, compiled: bool) -> None:
     options: dict[str, Any] = {"keep_ratio": 0.7} if model.flops_cut is None else {"flops_cut": model.flops_cut}
     captured = capture(module, (), inputs)
     row.captured = True
+    found = (rule_of(node.target) for node in captured.module.graph.nodes)
+    row.rules = sorted({rule.__name__ for rule in found if rule is not None})
     same = lvtp_fx.transform(captured, flops_cut=0)
     with torch.no_grad():
         row.identity = _error(same(**inputs), dense) == 0
@@ -107,37 +120,58 @@ def _check(model: Model, row: Row, compiled: bool) -> None:
     row.blocks, row.sites, row.cut = len(report.blocks), len(report.sites), report.flops_cut
     row.tokens, row.missed = report.grid[0] * report.grid[1], [u.reason for u in report.unmatched]
     row.error = lvtp_fx.verify(captured, fast, inputs).max_error
-    row.batch_error = _batch_error(fast, model)
+    row.batch_error = _batch_error(fast, model, not captured.note)
     if compiled:
-        row.graphs = _graphs(fast, model)
+        row.graphs = _graphs(fast, model, not captured.note)
 
 
-def _batch_error(fast: nn.Module, model: Model) -> float:
+def _batch_error(fast: nn.Module, model: Model, free: bool) -> float:
+    """Each image of three alone; where the batch is fixed, the first of two beside another second one."""
+    if not free:
+        return _against(fast, model.inputs(2), _replaced(model.inputs(2)), 0)
     three = model.inputs(3)
-    together = decisions(fast, three)
+    return max(_against(fast, three, pytree.tree_map(lambda x, i=i: _one(x, i, 3), three), i) for i in range(3))
+
+
+def _against(fast: nn.Module, batch: dict[str, Any], other: dict[str, Any], image: int) -> float:
+    """Largest error of an image's outputs between two batches, where it is number `image` and number 0; infinity
+    where other tokens live on."""
+    for a, b in zip(decisions(fast, batch), decisions(fast, other), strict=True):
+        if not torch.equal(a.kept[image], b.kept[0]) or not torch.equal(a.owner[image], b.owner[0]):
+            return float("inf")
+    size = len(next(x for x in pytree.tree_leaves(batch) if isinstance(x, torch.Tensor)))
     with torch.no_grad():
-        outputs = fast(**three)
-    worst = 0.0
-    for i in range(3):
-        one = pytree.tree_map(lambda x, i=i: x[i : i + 1] if isinstance(x, torch.Tensor) and len(x) == 3 else x, three)
-        for alone, batch in zip(decisions(fast, one), together, strict=True):
-            if not torch.equal(alone.kept[0], batch.kept[i]) or not torch.equal(alone.owner[0], batch.owner[i]):
-                return float("inf")
-        with torch.no_grad():
-            mine = pytree.tree_map(lambda x, i=i: x[i : i + 1] if isinstance(x, torch.Tensor) else x, outputs)
-            worst = max(worst, _error(fast(**one), mine))
-    return worst
+        want = pytree.tree_map(lambda x: _one(x, image, size), fast(**batch))
+        got = fast(**other)
+    first = len(next(x for x in pytree.tree_leaves(other) if isinstance(x, torch.Tensor)))
+    return _error(pytree.tree_map(lambda x: _one(x, 0, first), got), want)
 
 
-def _graphs(fast: nn.Module, model: Model) -> int:
+def _one(value: Any, image: int, batch: int) -> Any:
+    """An image of a batch, as a batch of one; what has no batch axis stays."""
+    batched = isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
+    return value[image : image + 1] if batched else value
+
+
+def _replaced(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of two pictures with another second picture."""
+    def change(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.ndim != 4:
+            return value
+        return torch.cat([value[:1], value[1:].flip(-1) * 2])
+
+    return pytree.tree_map(change, inputs)
+
+
+def _graphs(fast: nn.Module, model: Model, free: bool) -> int:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(fast, fullgraph=True, backend=counter)
     with torch.no_grad():
-        for batch in (2, 3):
+        for batch in (2, 3) if free else (2,):
             inputs = model.inputs(batch)
             for value in pytree.tree_leaves(inputs):
-                if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+                if free and isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
                     torch._dynamo.mark_dynamic(value, 0)
             compiled(**inputs)
     torch._dynamo.reset()

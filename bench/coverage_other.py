@@ -146,6 +146,30 @@ class EinopsAttention(nn.Module):
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
+class Unfolding(nn.Module):
+    """Patches by F.unfold, blocks gated by nn.GLU, class token and norm as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.cls_token = nn.Linear(768, C), nn.Parameter(torch.zeros(1, 1, C))
+        self.blocks = nn.ModuleList(Block(Attention(fused)) for _ in range(4))
+        for block in self.blocks:
+            block.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GLU(), nn.Linear(2 * C, C))
+        self.head = nn.Linear(2 * C, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(F.unfold(x, 16, stride=16).transpose(1, 2))
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        taps = []
+        for block in self.blocks:
+            x = block(x)
+            x = x / x.square().mean(-1, keepdim=True).sqrt()
+            taps.append(x)
+        mean = torch.stack(taps[2:]).mean(0)
+        _, mean = mean.split([1, N], dim=1)
+        return self.head(torch.cat([mean, x[:, :1].squeeze(1).unsqueeze(1).expand_as(mean)], -1))
+
+
 class Returning(nn.Module):
     """The third block's attention map is an output: that block stays as it is, the others are pruned."""
 
@@ -295,6 +319,7 @@ def _torchvision() -> nn.Module:
 def models() -> list[Model]:
     made: dict[str, Callable[[], nn.Module]] = {
         "einsum and einops": Einops,
+        "patches by F.unfold, GLU": Unfolding,
         "SETR-PUP": SetrPup,
         "cross-attention decoder": CrossAttentionDecoder,
         "nn.TransformerEncoder, token-major, pre-norm": lambda: TokenMajor(True),
@@ -318,12 +343,16 @@ def models() -> list[Model]:
             head, image_size=128, patch_size=16, **shaped)
         made[f"Segmenter on timm, {head} head"] = lambda head=head: timm_segmenter(
             "vit_tiny_patch16_224", head, img_size=128, depth=4)
-    found = [Model(name, make, _inputs(name)) for name, make in made.items()]
+    found = [Model(name, make, _inputs(name), HEAVY.get(name, 0.2)) for name, make in made.items()]
     return [
         *found, Model("keyword inputs, a dataclass out", _dataclass, _with_valid),
         Model("torchvision vit_b_16", _torchvision, lambda batch: _image(batch)),
         Model("smp.DPT on timm", _smp, lambda batch: _image(batch), 0.1),
     ]
+
+
+# Decoders that cost most of the model: a cut of the whole can only be small.
+HEAVY = {"SETR-PUP": 0.1, "torchvision ViT, dpt head": 0.1, "Segmenter on timm, dpt head": 0.1}
 
 
 def _inputs(name: str) -> Callable[[int], dict[str, Any]]:

@@ -72,6 +72,13 @@ def _outcome(row: dict[str, Any]) -> str:
         lines = [line.strip() for line in row["refusal"].splitlines()]
         text = "; ".join([lines[0], *(line for line in lines[1:] if line.startswith("got:"))])
     else:
-        text = "NOT PROVED"
+        text = "NOT PROVED: a law does not hold"
     missed = sorted(set(row["missed"]))
     return (text + (f" (not used: {'; '.join(missed)})" if missed else "")).replace("|", "\\|")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in a line, as it comes."""
+    if row["proved"]:
+        return f"{row['model']}: {row['blocks']} blocks, -{row['cut']:.1%}, error {row['error']:.1e}"
+    return f"{row['model']}: {_outcome(row)}"

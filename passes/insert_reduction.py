@@ -14,6 +14,7 @@ from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes, token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
 from lvtp_fx.passes.remember import copy_record, ends, hook_records, state_record
+from lvtp_fx.passes.restore_nodes import restore_node
 from lvtp_fx.passes.rewrite_sizes import arguments, resized
 from lvtp_fx.passes.site_nodes import site_nodes
 from lvtp_fx.plan import Plan
@@ -157,22 +158,12 @@ class _Emitter:
         if mode == "copy":
             return self._cached(state, node, label, source, target, label)
         if (state, target, label) not in self.moved:
+            states = {space: state for state, space in self.born.items()}
             for space in range(source, target, -1):
-                node = self._undo(node, space, label)
+                site = (*self.left[space - 1], self.plan.labels[states[space]])
+                node = restore_node(self.to, mode, node, label, site, self.to.spaces[space])
             self.moved[state, target, label] = node
         return self.moved[state, target, label]
-
-    def _undo(self, now: fx.Node, space: int, label: Label) -> fx.Node:
-        entered, left = self.left[space - 1]
-        now, order = self.to.as_tokens(now, label)
-        (entered, _), (left, _) = self.to.as_tokens(entered, label), self.to.as_tokens(left, label)
-        before, after = ends(label)
-        nodes = self.to.spaces[space]
-        if self.plan.config.restore == "delta":
-            done = self.to.call("restore", now, entered, left, nodes.owner, before, after)
-        else:
-            done = self.to.call("restore_frozen", now, entered, nodes.kept, before, after)
-        return self.to.as_before(done, order)
 
     def _weigh_keys(self, node: fx.Node, args: tuple[Any, ...], flow: Flow, space: int) -> tuple[Any, ...]:
         """Proportional attention: add log size to the scores of the keys."""

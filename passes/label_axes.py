@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes import contract, pointwise, shape
-from lvtp_fx.passes.axes.flow import Flow, Reader, tensors
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, tensors
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
 from lvtp_fx.plan import Plan
 
@@ -70,12 +70,17 @@ def infer(node: fx.Node, reader: Reader) -> Flow:
         assert isinstance(source, fx.Node) and isinstance(index, int)
         pieces = reader.labels[source]
         return Flow(pieces[index], {source: pieces})
+    if pointwise.is_pointwise(node.target) and not isinstance(value, torch.Tensor):
+        return _unknown(node, reader)
+    return (rule_of(node.target) or _unknown)(node, reader)
+
+
+def rule_of(target: object) -> Rule | None:
+    """The rule for an op, or None: then it needs the full grid."""
     for rules in (pointwise.RULES, shape.RULES, contract.RULES):
-        if rule := rules.get(node.target):
-            return rule(node, reader)
-    if pointwise.is_pointwise(node.target) and isinstance(value, torch.Tensor):
-        return pointwise.pointwise(node, reader)
-    return _unknown(node, reader)
+        if rule := rules.get(target):
+            return rule
+    return pointwise.pointwise if pointwise.is_pointwise(target) else None
 
 
 def _placeholder(value: torch.Tensor, reader: Reader) -> Label:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import tensors
-from lvtp_fx.passes.axes.label import grids
+from lvtp_fx.passes.axes.label import grids, length
 from lvtp_fx.plan import AttentionMatch, Plan
 
 aten = torch.ops.aten
@@ -17,7 +17,7 @@ _ADDS = (aten.add.Tensor, aten.addcmul.default)
 # What a residual stream may pass through and still be the same stream.
 _SAME_STREAM = (aten.add.Tensor, aten.layer_norm.default, aten.rms_norm.default, aten.cat.default, aten.concat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
-                aten.contiguous.default, aten.alias.default)
+                aten.contiguous.default, aten.alias.default, aten.mul.Tensor, aten.div.Tensor)
 
 
 def value_graph(plan: Plan) -> nx.DiGraph:
@@ -39,6 +39,11 @@ def is_state(plan: Plan, node: fx.Node) -> bool:
     return sorted(axis[0].kind.value for axis in label if len(axis) == 1) == ["batch", "plain", "token"]
 
 
+def _is_column(plan: Plan, node: fx.Node) -> bool:
+    """One number a token: [B, N, 1], as a norm written out divides by."""
+    return any(length(axis) == 1 for axis in plan.labels[node])
+
+
 def grid_of(plan: Plan, node: fx.Node) -> tuple[int, int]:
     """The grid that the tokens of a state, or the rows of an attention, lie on."""
     return next(iter(grids(plan.labels[node])))
@@ -51,11 +56,12 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     for base, total in _residual_adds(plan, flow):
         links.add_edge(base, total)
         bases.add(base)
+    summed = set(links)
     for base in bases:  # post-norm blocks and the like: the base of the next add is the stream seen through a norm
         node = base
         while node.target in _SAME_STREAM:
-            operands = [n for n in tensors(node) if is_state(plan, n)]
-            if len(operands) != 1 or (node in links and node is not base) or \
+            operands = [n for n in tensors(node) if is_state(plan, n) and not _is_column(plan, n)]
+            if len(operands) != 1 or (node in summed and node is not base) or \
                     grid_of(plan, operands[0]) != grid_of(plan, node):
                 break
             links.add_edge(operands[0], node)

@@ -368,3 +368,65 @@ def test_pruned_graph_equals_the_dense_oracle() -> None:
     model = randomise(TinyViT(blocks), seed=0).eval()
     fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.8, sites=(0, 1, 2))
     assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+
+
+class Joining(TinyViT):
+    """Queries join the stream after the second block, as in EoMT, and the last block sees them leave again."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__(blocks)
+        self.queries = nn.Parameter(torch.zeros(1, 3, C))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.embed(image)
+        x = self.blocks[1](self.blocks[0](x))
+        x = torch.cat([self.queries.expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.blocks[2](x)
+        tap = self.norm(x)
+        x = self.blocks[3](torch.cat([x[:, 1:], x[:, :1]], dim=1))
+        return torch.cat([self.head(tap), self.head(self.norm(x))], dim=-1)
+
+
+@pytest.mark.parametrize("restore", ["delta", "frozen", "copy"])
+def test_prefix_tokens_may_join_and_leave_after_a_reduction(restore: str) -> None:
+    model = randomise(Joining([PreNorm(Attention(fused)) for _ in range(4)]), seed=0).eval()
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.6, sites=(0, 1), restore=restore)
+    assert [b.tokens_dense for b in fast.report.blocks][:3] == [64, 64, 67]
+    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+
+
+class WrittenNorm(nn.Module):
+    """Post-norm, the norm written out: the stream is divided by its root mean square."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.gain = attention, nn.Parameter(torch.ones(C))
+        self.mlp = nn.Sequential(nn.Linear(C, 2 * C), nn.GELU(), nn.Linear(2 * C, C))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(x)
+        x = x / x.square().mean(-1, keepdim=True).sqrt() * self.gain
+        return x + self.mlp(x)
+
+
+def test_a_norm_that_is_written_out_is_still_the_same_stream() -> None:
+    model = randomise(TinyViT([WrittenNorm(Attention(fused)) for _ in range(3)]), seed=0).eval()
+    assert paths(trunk_of(analyse(model))) == [f"blocks.{i}.attention" for i in range(3)]
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.7, sites=(0, 1))
+    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+
+
+class TwoStreams(nn.Module):
+    """A product of two streams is neither."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.gate = attention, nn.Linear(C, C)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.attention(x)) * self.gate(x)
+
+
+def test_a_product_of_two_states_is_another_stream() -> None:
+    trunk = trunk_of(analyse(randomise(TinyViT([TwoStreams(Attention(fused)) for _ in range(2)]), seed=0)))
+    assert len(trunk.blocks) == 1
