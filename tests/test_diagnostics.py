@@ -264,7 +264,7 @@ def test_lvtp203(it: Case) -> None:
 
 def test_lvtp301_for_other_weights(it: Case) -> None:
     text = refusal(lambda: lvtp_fx.verify(ZOO[NAME].build("linear", seed=5), it.fast, (it.x,)))
-    assert text.startswith("LVTP301 verify-mismatch at the residual stream (node cat)\n"
+    assert text.startswith("LVTP301 verify-mismatch at encoder.model.patch_embed (node transpose)\n"
                            "  expected: a relative error of at most 2e-05\n")
     assert "report it with lvtp_fx.explain(model, example_inputs)" in text
     lvtp_fx.verify(it.model, it.fast, (it.x,))

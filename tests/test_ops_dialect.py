@@ -183,7 +183,8 @@ def test_another_shape_is_refused(shape: list[int], expected: str) -> None:
         f"  expected: {expected}",
         "  got: shape [2, 3, 4]",
         "  why: the token grid and the position tables were captured for that size",
-        "  try: resize the input, or call lvtp_fx.transform again with an example of this size",
+        "  try: resize the input, or call lvtp_fx.transform again with an example of this size; "
+        "lvtp_fx.BySize(model) does so for every size that it meets",
     ]
 
 
