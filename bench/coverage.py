@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -44,7 +45,16 @@ def work(group: str, name: str) -> dict[str, Any]:
     gc.collect()
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
-    return {"group": group, **asdict(row), "proved": row.proved, "peak_gib": round(peak, 2)}
+    return {"group": group, **asdict(row), "proved": row.proved, "peak_gib": round(peak, 2), "commit": commit()}
+
+
+def commit() -> str:
+    """Of the checkout, short; rows that are kept from earlier runs say so. "" outside of one."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def main(
@@ -95,7 +105,7 @@ def run(todo: list[tuple[str, str]], jobs: int) -> Iterator[dict[str, Any]]:
             except BrokenProcessPool:
                 for name in running.values():
                     dead = Row(name[1], refusal="DEFECT the process died: a crash, or not enough memory")
-                    yield {"group": name[0], **asdict(dead), "proved": False, "peak_gib": 0.0}
+                    yield {"group": name[0], **asdict(dead), "proved": False, "peak_gib": 0.0, "commit": commit()}
 
 
 def save(out: Path, rows: dict[str, dict[str, Any]]) -> None:

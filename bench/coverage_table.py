@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 COLUMNS = ("model", "parameters, M", "attention maps", "blocks", "sites", "tokens", "FLOPs", "identity", "oracle error",
-           "batch error", "graphs", "seconds", "outcome")
+           "batch error", "graphs", "seconds", "commit", "outcome")
 
 
 SUMMARY = ("group", "models", "captured", "pruned and proved", "refused with a code", "defects", "peak memory, GiB")
@@ -61,7 +61,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["model"], f"{row['parameters_m']:.1f}", shown(row["attention"]), shown(row["blocks"]),
             shown(row["sites"]), shown(row["tokens"]), "" if row["cut"] is None else f"-{row['cut']:.1%}", identity,
             shown(row["error"], ".1e"), shown(row["batch_error"], ".1e"), shown(row["graphs"]),
-            f"{row['seconds']:.0f}", _outcome(row)]
+            f"{row['seconds']:.0f}", row["commit"], _outcome(row)]
 
 
 def _outcome(row: dict[str, Any]) -> str:

@@ -113,11 +113,11 @@ def test_the_bench_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_failures_are_in_the_table_too(tmp_path: Path) -> None:
     good = Row("a", captured=True, cut=0.2, identity=True, error=1e-6, batch_error=0.0, graphs=1)
     bad = Row("b", refusal="LVTP102 no\n  expected: this\n  got: that | other", missed=["why"])
-    both = [{"group": "g", **vars(row), "proved": row.proved, "peak_gib": 1.5} for row in (good, bad)]
+    both = [{"group": "g", **vars(row), "proved": row.proved, "peak_gib": 1.5, "commit": "abc"} for row in (good, bad)]
     write_table(tmp_path / "t.md", both, {"torch": "2.14"})
     text = (tmp_path / "t.md").read_text()
     assert "| g | 2 | 1 | 1 | 1 | 0 | 1.5 |" in text
-    assert "| b | 0.0 |  |  |  |  |  |  |  |  |  | 0 | LVTP102 no; got: that \\| other (not used: why) |" in text
+    assert "| b | 0.0 |  |  |  |  |  |  |  |  |  | 0 | abc | LVTP102 no; got: that \\| other (not used: why) |" in text
     assert line(both[0]) == "a: None blocks, -20.0%, error 1.0e-06"
     assert line(both[1]) == "b: LVTP102 no; got: that \\| other (not used: why)"
 
