@@ -45,7 +45,12 @@ def work(group: str, name: str) -> dict[str, Any]:
     gc.collect()
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
-    return {"group": group, **asdict(row), "proved": row.proved, "peak_gib": round(peak, 2), "commit": commit()}
+    return as_dict(group, row, round(peak, 2))
+
+
+def as_dict(group: str, row: Row, peak_gib: float) -> dict[str, Any]:
+    """A row as it is kept; what holds for all of a run, `main` adds."""
+    return {"group": group, **asdict(row), "proved": row.proved, "peak_gib": peak_gib}
 
 
 def commit() -> str:
@@ -72,17 +77,17 @@ def main(
     rows: dict[str, dict[str, Any]] = {f"{r['group']} {r['model']}": r for r in kept.get("rows", ())}
     wanted = [(g, model.name) for g in groups for model in models(g) if only in model.name]
     todo = [(g, name) for g, name in wanted if again or f"{g} {name}" not in rows]
-    console = Console(stderr=True)
+    console, here, used = Console(stderr=True), commit(), versions()
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                   console=console) as progress:
         task = progress.add_task("models", total=len(todo))
         for row in run(todo, jobs):
-            rows[f"{row['group']} {row['model']}"] = row
-            save(out, rows)
+            rows[f"{row['group']} {row['model']}"] = {**row, "commit": here}
+            save(out, rows, used)
             progress.advance(task)
             console.print(line(row))
     if rows:
-        write_table(out.with_name("COVERAGE.md"), list(rows.values()), versions())
+        write_table(out.with_name("COVERAGE.md"), list(rows.values()), used)
         Console().print(summary(list(rows.values())))
 
 
@@ -105,13 +110,13 @@ def run(todo: list[tuple[str, str]], jobs: int) -> Iterator[dict[str, Any]]:
             except BrokenProcessPool:
                 for name in running.values():
                     dead = Row(name[1], refusal="DEFECT the process died: a crash, or not enough memory")
-                    yield {"group": name[0], **asdict(dead), "proved": False, "peak_gib": 0.0, "commit": commit()}
+                    yield as_dict(name[0], dead, 0.0)
 
 
-def save(out: Path, rows: dict[str, dict[str, Any]]) -> None:
+def save(out: Path, rows: dict[str, dict[str, Any]], versions: dict[str, str]) -> None:
     """Written whole, then moved in place: a run that is cut leaves the last good file."""
     draft = out.with_suffix(".tmp")
-    draft.write_text(json.dumps({"versions": versions(), "rows": list(rows.values())}, indent=1))
+    draft.write_text(json.dumps({"versions": versions, "rows": list(rows.values())}, indent=1))
     draft.replace(out)
 
 

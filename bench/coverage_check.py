@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lvtp_fx
-from lvtp_fx.capture import capture
+from lvtp_fx.capture import batch_size, capture, is_batched
 from lvtp_fx.decisions import decisions
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
@@ -40,6 +40,21 @@ class Model:
     make: Callable[[], nn.Module]
     inputs: Callable[[int], dict[str, Any]]
     flops_cut: float | None = 0.2
+
+
+def pictures(
+    size: int | tuple[int, int] = 128, name: str = "x", **more: Any
+) -> Callable[[int], dict[str, Any]]:
+    """Keyword inputs of a batch of different pictures, and `more`: values, or functions of the batch size and a
+    generator."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+
+    def inputs(batch: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(batch)
+        given = {k: v(batch, generator) if callable(v) else v for k, v in more.items()}
+        return {name: torch.randn(batch, 3, rows, columns, generator=generator), **given}
+
+    return inputs
 
 
 @dataclass
@@ -88,11 +103,11 @@ def models(group: str) -> list[Model]:
     return found
 
 
-def check(model: Model, *, compiled: bool = True) -> Row:
+def check(model: Model) -> Row:
     """All of it. A refusal of ours ends up in the row; any other exception is a defect, and ends up there too."""
     row, start = Row(model.name), time.perf_counter()
     try:
-        _check(model, row, compiled)
+        _check(model, row)
     except LvtpError as refusal:
         row.refusal = str(refusal)
     except Exception as error:
@@ -101,7 +116,7 @@ def check(model: Model, *, compiled: bool = True) -> Row:
     return row
 
 
-def _check(model: Model, row: Row, compiled: bool) -> None:
+def _check(model: Model, row: Row) -> None:
     module, inputs = randomise(model.make(), 0).eval(), model.inputs(2)
     row.parameters_m = sum(p.numel() for p in module.parameters()) / 1e6
     with torch.no_grad(), CountAttention() as count:
@@ -121,8 +136,7 @@ def _check(model: Model, row: Row, compiled: bool) -> None:
     row.tokens, row.missed = report.grid[0] * report.grid[1], [u.reason for u in report.unmatched]
     row.error = lvtp_fx.verify(captured, fast, inputs).max_error
     row.batch_error = _batch_error(fast, model, not captured.note)
-    if compiled:
-        row.graphs = _graphs(fast, model, not captured.note)
+    row.graphs = _graphs(fast, model, not captured.note)
 
 
 def _batch_error(fast: nn.Module, model: Model, free: bool) -> float:
@@ -139,18 +153,16 @@ def _against(fast: nn.Module, batch: dict[str, Any], other: dict[str, Any], imag
     for a, b in zip(decisions(fast, batch), decisions(fast, other), strict=True):
         if not torch.equal(a.kept[image], b.kept[0]) or not torch.equal(a.owner[image], b.owner[0]):
             return float("inf")
-    size = len(next(x for x in pytree.tree_leaves(batch) if isinstance(x, torch.Tensor)))
     with torch.no_grad():
-        want = pytree.tree_map(lambda x: _one(x, image, size), fast(**batch))
-        got = fast(**other)
-    first = len(next(x for x in pytree.tree_leaves(other) if isinstance(x, torch.Tensor)))
-    return _error(pytree.tree_map(lambda x: _one(x, 0, first), got), want)
+        want, got = (
+            pytree.tree_map(lambda x, at=at, inputs=inputs: _one(x, at, batch_size((), inputs)), fast(**inputs))
+            for inputs, at in ((batch, image), (other, 0)))
+    return _error(got, want)
 
 
 def _one(value: Any, image: int, batch: int) -> Any:
     """An image of a batch, as a batch of one; what has no batch axis stays."""
-    batched = isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
-    return value[image : image + 1] if batched else value
+    return value[image : image + 1] if is_batched(value, batch) else value
 
 
 def _replaced(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +183,7 @@ def _graphs(fast: nn.Module, model: Model, free: bool) -> int:
         for batch in (2, 3) if free else (2,):
             inputs = model.inputs(batch)
             for value in pytree.tree_leaves(inputs):
-                if free and isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+                if free and is_batched(value, batch):
                     torch._dynamo.mark_dynamic(value, 0)
             compiled(**inputs)
     torch._dynamo.reset()

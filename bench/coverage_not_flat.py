@@ -12,8 +12,7 @@ import timm
 import torch
 import torchvision
 import transformers as hf
-from coverage_check import Model
-from coverage_transformers import pictures
+from coverage_check import Model, pictures
 from torch import nn
 
 # name of a small timm model: (image size, what it has in the place of flat softmax attention)
@@ -57,15 +56,11 @@ TIMM = {
 }
 
 
-def _image(size: int) -> Callable[[int], dict[str, Any]]:
-    return lambda batch: {"x": torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))}
-
-
 def _timm(name: str) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, pretrained=False, num_classes=8)
 
 
-def _deeplab() -> nn.Module:
+def _lraspp() -> nn.Module:
     class Logits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -93,7 +88,7 @@ def _prompted() -> Callable[[int], dict[str, Any]]:
     def picture(batch: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(batch, 3, 128, 128, generator=generator)
 
-    return pictures(prompt_pixel_values=picture, prompt_masks=picture)
+    return pictures(name="pixel_values", prompt_pixel_values=picture, prompt_masks=picture)
 
 
 def models() -> list[Model]:
@@ -102,15 +97,15 @@ def models() -> list[Model]:
                          window_size=4, out_features=["stage1", "stage2", "stage3", "stage4"])
     others: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]]] = {
         "transformers SegFormer: keys on a smaller grid": (
-            lambda: hf.SegformerForSemanticSegmentation(segformer), pictures()),
+            lambda: hf.SegformerForSemanticSegmentation(segformer), pictures(name="pixel_values")),
         "transformers UperNet on Swin: windows": (lambda: hf.UperNetForSemanticSegmentation(hf.UperNetConfig(
-            backbone_config=swin, hidden_size=32, use_auxiliary_head=False)), pictures()),
-        "transformers ViTDet: windows and global blocks": (_vitdet, pictures()),
+            backbone_config=swin, hidden_size=32, use_auxiliary_head=False)), pictures(name="pixel_values")),
+        "transformers ViTDet: windows and global blocks": (_vitdet, pictures(name="pixel_values")),
         "transformers SegGPT: tokens kept as rows and columns": (_seggpt, _prompted()),
-        "torchvision swin_t: windows": (lambda: torchvision.models.swin_t(weights=None), _image(224)),
-        "torchvision LR-ASPP: no attention": (_deeplab, _image(224)),
+        "torchvision swin_t: windows": (lambda: torchvision.models.swin_t(weights=None), pictures(224)),
+        "torchvision LR-ASPP: no attention": (_lraspp, pictures(224)),
     }
     return [
-        *(Model(f"timm {name}: {what}", _timm(name), _image(size), None) for name, (size, what) in TIMM.items()),
+        *(Model(f"timm {name}: {what}", _timm(name), pictures(size), None) for name, (size, what) in TIMM.items()),
         *(Model(name, make, inputs, None) for name, (make, inputs) in others.items()),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from coverage_check import Model
+from coverage_check import Model, pictures
 from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import nn
@@ -280,12 +280,8 @@ def normalised(_: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
     return (q @ k.mT * 10).softmax(-1) @ v
 
 
-def _image(batch: int, name: str = "x", size: int = 128) -> dict[str, Any]:
-    return {name: torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))}
-
-
-def _with_valid(batch: int) -> dict[str, Any]:
-    return {**_image(batch, "pixel_values"), "valid": (torch.arange(N) % (batch + 5) > 0).expand(batch, N)}
+def _valid(batch: int, _: torch.Generator) -> torch.Tensor:
+    return (torch.arange(N) % (batch + 5) > 0).expand(batch, N)
 
 
 def _written(attend: Callable[..., torch.Tensor], **options: Any) -> Callable[[], nn.Module]:
@@ -343,18 +339,14 @@ def models() -> list[Model]:
             head, image_size=128, patch_size=16, **shaped)
         made[f"Segmenter on timm, {head} head"] = lambda head=head: timm_segmenter(
             "vit_tiny_patch16_224", head, img_size=128, depth=4)
-    found = [Model(name, make, _inputs(name), HEAVY.get(name, 0.2)) for name, make in made.items()]
+    found = [Model(name, make, pictures(name="image" if "head" in name else "x"), HEAVY.get(name, 0.2))
+             for name, make in made.items()]
     return [
-        *found, Model("keyword inputs, a dataclass out", _dataclass, _with_valid),
-        Model("torchvision vit_b_16", _torchvision, lambda batch: _image(batch)),
-        Model("smp.DPT on timm", _smp, lambda batch: _image(batch), 0.1),
+        *found, Model("keyword inputs, a dataclass out", _dataclass, pictures(name="pixel_values", valid=_valid)),
+        Model("torchvision vit_b_16", _torchvision, pictures()),
+        Model("smp.DPT on timm", _smp, pictures(), 0.1),
     ]
 
 
 # Decoders that cost most of the model: a cut of the whole can only be small.
 HEAVY = {"SETR-PUP": 0.1, "torchvision ViT, dpt head": 0.1, "Segmenter on timm, dpt head": 0.1}
-
-
-def _inputs(name: str) -> Callable[[int], dict[str, Any]]:
-    adapter = "head" in name
-    return lambda batch: _image(batch, "image" if adapter else "x")

@@ -10,8 +10,6 @@ from rich.table import Table
 
 COLUMNS = ("model", "parameters, M", "attention maps", "blocks", "sites", "tokens", "FLOPs", "identity", "oracle error",
            "batch error", "graphs", "seconds", "commit", "outcome")
-
-
 SUMMARY = ("group", "models", "captured", "pruned and proved", "refused with a code", "defects", "peak memory, GiB")
 
 

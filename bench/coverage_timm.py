@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from coverage_check import Model
+from coverage_check import Model, pictures
 from torch import nn
 
 # One flat stream of tokens from the patch embedding to the last norm.
@@ -116,7 +116,7 @@ def _model(name: str, wrapper: type[nn.Module]) -> Model:
         return memo.setdefault("small", sized(name))
 
     def inputs(batch: int) -> dict[str, Any]:
-        return {"x": torch.randn(batch, 3, *small()[1], generator=torch.Generator().manual_seed(batch))}
+        return pictures(small()[1])(batch)
 
     def make() -> nn.Module:
         model = wrapper(name, **small()[0]).eval()

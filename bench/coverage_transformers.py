@@ -7,25 +7,22 @@ from typing import Any
 
 import torch
 import transformers as hf
-from coverage_check import Model
+from coverage_check import Model, pictures
 from torch import nn
 
 SIZE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
 IMAGE = {**SIZE, "image_size": 128, "patch_size": 16}
+# The same for libraries that give the width of the MLP as a ratio.
+RATIO = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2}
+RATIO_IMAGE = {**RATIO, "image_size": 128, "patch_size": 16}
 NECK = {"neck_hidden_sizes": [16, 32, 64, 64], "fusion_hidden_size": 32}
+QUERIES = {"num_queries": 10, "num_blocks": 1, "num_upscale_blocks": 1}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONE = {"out_features": STAGES}
 
 
-def pictures(size: int = 128, name: str = "pixel_values", **more: Any) -> Callable[[int], dict[str, Any]]:
-    """Keyword inputs of a batch of different pictures."""
-
-    def inputs(batch: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(batch)
-        given = {k: v(batch, generator) if callable(v) else v for k, v in more.items()}
-        return {name: torch.randn(batch, 3, size, size, generator=generator), **given}
-
-    return inputs
+def _pictures(size: int = 128, **more: Any) -> Callable[[int], dict[str, Any]]:
+    return pictures(size, "pixel_values", **more)
 
 
 def _words(batch: int, generator: torch.Generator) -> torch.Tensor:
@@ -33,7 +30,7 @@ def _words(batch: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _dinov2(config: type = hf.Dinov2Config, **more: Any) -> Any:
-    return config(**{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, mlp_ratio=2, **BACKBONE, **more)
+    return config(**RATIO_IMAGE, **BACKBONE, **more)
 
 
 def _beit(config: type = hf.BeitConfig, **more: Any) -> Any:
@@ -58,8 +55,7 @@ def _upernet(backbone: Any) -> Any:
 
 
 def _vitpose(experts: int = 1) -> Any:
-    backbone = hf.VitPoseBackboneConfig(**{k: v for k, v in SIZE.items() if k != "intermediate_size"}, mlp_ratio=2,
-                                        image_size=[128, 128], patch_size=[16, 16], out_indices=[4],
+    backbone = hf.VitPoseBackboneConfig(**RATIO, image_size=[128, 128], patch_size=[16, 16], out_indices=[4],
                                         num_experts=experts, part_features=16)
     return hf.VitPoseConfig(backbone_config=backbone, scale_factor=4, num_labels=5)
 
@@ -72,78 +68,79 @@ def _zoe() -> Any:
                              patch_transformer_num_attention_heads=2, **NECK)
 
 
-def _eomt(**more: Any) -> dict[str, Any]:
-    return {**IMAGE, "num_queries": 10, "num_blocks": 1, "num_upscale_blocks": 1, **more}
+def _eomt() -> Any:
+    return hf.EomtConfig(**RATIO_IMAGE, **QUERIES)
+
+
+def _eomt_dinov3() -> Any:
+    return hf.EomtDinov3Config(**IMAGE, **QUERIES)
 
 
 # name: (class, its configuration, inputs, wanted cut)
 ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], float | None]] = {
-    "ViTModel": ("ViTModel", lambda: hf.ViTConfig(**IMAGE), pictures(), 0.2),
+    "ViTModel": ("ViTModel", lambda: hf.ViTConfig(**IMAGE), _pictures(), 0.2),
     "ViTModel, interpolate_pos_encoding": (
-        "ViTModel", lambda: hf.ViTConfig(**IMAGE), pictures(192, interpolate_pos_encoding=True), 0.2),
-    "DeiTModel": ("DeiTModel", lambda: hf.DeiTConfig(**IMAGE), pictures(), 0.2),
-    "ViTMSNModel": ("ViTMSNModel", lambda: hf.ViTMSNConfig(**IMAGE), pictures(), 0.2),
-    "IJepaModel": ("IJepaModel", lambda: hf.IJepaConfig(**IMAGE), pictures(), 0.2),
-    "Dinov2Backbone": ("Dinov2Backbone", _dinov2, pictures(), 0.2),
-    "Dinov2Model, SwiGLU": ("Dinov2Model", lambda: _dinov2(use_swiglu_ffn=True), pictures(), 0.2),
+        "ViTModel", lambda: hf.ViTConfig(**IMAGE), _pictures(192, interpolate_pos_encoding=True), 0.2),
+    "DeiTModel": ("DeiTModel", lambda: hf.DeiTConfig(**IMAGE), _pictures(), 0.2),
+    "ViTMSNModel": ("ViTMSNModel", lambda: hf.ViTMSNConfig(**IMAGE), _pictures(), 0.2),
+    "IJepaModel": ("IJepaModel", lambda: hf.IJepaConfig(**IMAGE), _pictures(), 0.2),
+    "Dinov2Backbone": ("Dinov2Backbone", _dinov2, _pictures(), 0.2),
+    "Dinov2Model, SwiGLU": ("Dinov2Model", lambda: _dinov2(use_swiglu_ffn=True), _pictures(), 0.2),
     "Dinov2WithRegistersBackbone": (
-        "Dinov2WithRegistersBackbone", lambda: _dinov2(hf.Dinov2WithRegistersConfig), pictures(), 0.2),
-    "DINOv3ViTBackbone": ("DINOv3ViTBackbone", lambda: hf.DINOv3ViTConfig(**IMAGE, **BACKBONE), pictures(), 0.2),
+        "Dinov2WithRegistersBackbone", lambda: _dinov2(hf.Dinov2WithRegistersConfig), _pictures(), 0.2),
+    "DINOv3ViTBackbone": ("DINOv3ViTBackbone", lambda: hf.DINOv3ViTConfig(**IMAGE, **BACKBONE), _pictures(), 0.2),
     "DINOv3ViTModel, gated": (
         "DINOv3ViTModel", lambda: hf.DINOv3ViTConfig(**IMAGE, use_gated_mlp=True, num_register_tokens=4),
-        pictures(), 0.2),
-    "PixioBackbone": ("PixioBackbone", lambda: hf.PixioConfig(
-        **{k: v for k, v in IMAGE.items() if k != "intermediate_size"}, mlp_ratio=2, **BACKBONE), pictures(), 0.2),
-    "SiglipVisionModel": ("SiglipVisionModel", lambda: hf.SiglipVisionConfig(**IMAGE), pictures(), 0.2),
-    "CLIPVisionModel": ("CLIPVisionModel", lambda: hf.CLIPVisionConfig(**IMAGE), pictures(), 0.2),
-    "MLCDVisionModel": ("MLCDVisionModel", lambda: hf.MLCDVisionConfig(**IMAGE), pictures(), 0.2),
-    "Aimv2VisionModel": ("Aimv2VisionModel", lambda: hf.Aimv2VisionConfig(**IMAGE), pictures(), 0.2),
+        _pictures(), 0.2),
+    "PixioBackbone": ("PixioBackbone", lambda: _dinov2(hf.PixioConfig), _pictures(), 0.2),
+    "SiglipVisionModel": ("SiglipVisionModel", lambda: hf.SiglipVisionConfig(**IMAGE), _pictures(), 0.2),
+    "CLIPVisionModel": ("CLIPVisionModel", lambda: hf.CLIPVisionConfig(**IMAGE), _pictures(), 0.2),
+    "MLCDVisionModel": ("MLCDVisionModel", lambda: hf.MLCDVisionConfig(**IMAGE), _pictures(), 0.2),
+    "Aimv2VisionModel": ("Aimv2VisionModel", lambda: hf.Aimv2VisionConfig(**IMAGE), _pictures(), 0.2),
     "InternVLVisionModel": ("InternVLVisionModel", lambda: hf.InternVLVisionConfig(
-        **SIZE, image_size=[128, 128], patch_size=[16, 16], use_qk_norm=True), pictures(), 0.2),
+        **SIZE, image_size=[128, 128], patch_size=[16, 16], use_qk_norm=True), _pictures(), 0.2),
     "BeitForSemanticSegmentation": (
-        "BeitForSemanticSegmentation", lambda: _beit(out_indices=[1, 2, 3, 4]), pictures(), 0.02),
+        "BeitForSemanticSegmentation", lambda: _beit(out_indices=[1, 2, 3, 4]), _pictures(), 0.02),
     "Data2VecVisionForSemanticSegmentation": (
         "Data2VecVisionForSemanticSegmentation", lambda: _beit(hf.Data2VecVisionConfig, out_indices=[1, 2, 3, 4]),
-        pictures(), 0.02),
+        _pictures(), 0.02),
     "UperNet on BEiT": ("UperNetForSemanticSegmentation", lambda: _upernet(
-        _beit(out_features=STAGES, reshape_hidden_states=True)), pictures(), 0.05),
-    "UperNet on DINOv2": ("UperNetForSemanticSegmentation", lambda: _upernet(_dinov2()), pictures(), 0.05),
+        _beit(out_features=STAGES, reshape_hidden_states=True)), _pictures(), 0.05),
+    "UperNet on DINOv2": ("UperNetForSemanticSegmentation", lambda: _upernet(_dinov2()), _pictures(), 0.05),
     "DPTForSemanticSegmentation": ("DPTForSemanticSegmentation", lambda: hf.DPTConfig(
         **IMAGE, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, use_auxiliary_head=False, **NECK),
-        pictures(), 0.04),
+        _pictures(), 0.04),
     "DPTForDepthEstimation on DINOv2": ("DPTForDepthEstimation", lambda: hf.DPTConfig(
-        backbone_config=_dinov2(reshape_hidden_states=False), patch_size=16, **NECK), pictures(), 0.04),
+        backbone_config=_dinov2(reshape_hidden_states=False), patch_size=16, **NECK), _pictures(), 0.04),
     "DepthAnythingForDepthEstimation": (
         "DepthAnythingForDepthEstimation", lambda: _depth(hf.DepthAnythingConfig, head_hidden_size=16),
-        pictures(), 0.04),
+        _pictures(), 0.04),
     "PromptDepthAnythingForDepthEstimation": (
         "PromptDepthAnythingForDepthEstimation", lambda: _depth(hf.PromptDepthAnythingConfig, head_hidden_size=16),
-        pictures(prompt_depth=lambda b, g: torch.rand(b, 1, 32, 32, generator=g)), 0.05),
-    "ZoeDepthForDepthEstimation": ("ZoeDepthForDepthEstimation", _zoe, pictures(), 0.02),
-    "VitPoseForPoseEstimation": ("VitPoseForPoseEstimation", _vitpose, pictures(), 0.1),
-    "VitPoseForPoseEstimation, experts": ("VitPoseForPoseEstimation", lambda: _vitpose(3), pictures(
+        _pictures(prompt_depth=lambda b, g: torch.rand(b, 1, 32, 32, generator=g)), 0.05),
+    "ZoeDepthForDepthEstimation": ("ZoeDepthForDepthEstimation", _zoe, _pictures(), 0.02),
+    "VitPoseForPoseEstimation": ("VitPoseForPoseEstimation", _vitpose, _pictures(), 0.1),
+    "VitPoseForPoseEstimation, experts": ("VitPoseForPoseEstimation", lambda: _vitpose(3), _pictures(
         dataset_index=lambda b, _: torch.arange(b) % 3), 0.1),
     "EomtForUniversalSegmentation": (
-        "EomtForUniversalSegmentation", lambda: hf.EomtConfig(**{
-            k: v for k, v in _eomt(mlp_ratio=2).items() if k != "intermediate_size"}), pictures(), 0.1),
+        "EomtForUniversalSegmentation", _eomt, _pictures(), 0.1),
     "EomtDinov3ForUniversalSegmentation": (
-        "EomtDinov3ForUniversalSegmentation", lambda: hf.EomtDinov3Config(**_eomt()), pictures(), 0.1),
+        "EomtDinov3ForUniversalSegmentation", _eomt_dinov3, _pictures(), 0.1),
     "EomtForUniversalSegmentation, mask probabilities as numbers": (
-        "EomtForUniversalSegmentation", lambda: hf.EomtConfig(**{
-            k: v for k, v in _eomt(mlp_ratio=2).items() if k != "intermediate_size"}), pictures(), 0.1),
+        "EomtForUniversalSegmentation", _eomt, _pictures(), 0.1),
     "EomtDinov3ForUniversalSegmentation, mask probabilities as numbers": (
-        "EomtDinov3ForUniversalSegmentation", lambda: hf.EomtDinov3Config(**_eomt()), pictures(), 0.1),
+        "EomtDinov3ForUniversalSegmentation", _eomt_dinov3, _pictures(), 0.1),
     "CLIPSegForImageSegmentation": (
-        "CLIPSegForImageSegmentation", _clipseg, pictures(input_ids=_words), 0.02),
+        "CLIPSegForImageSegmentation", _clipseg, _pictures(input_ids=_words), 0.02),
     "YolosForObjectDetection": ("YolosForObjectDetection", lambda: hf.YolosConfig(
-        **{**IMAGE, "image_size": [128, 128]}, num_detection_tokens=10), pictures(), 0.2),
+        **{**IMAGE, "image_size": [128, 128]}, num_detection_tokens=10), _pictures(), 0.2),
     "Sapiens2ForSemanticSegmentation": ("Sapiens2ForSemanticSegmentation", lambda: hf.Sapiens2Config(
         **{**IMAGE, "num_attention_heads": 4}, num_key_value_attention_heads=2, num_first_full_attention_layers=1,
         num_last_full_attention_layers=1, num_register_tokens=2,
         head_config={"upsample_out_channels": [16, 16], "upsample_kernel_sizes": [4, 4], "conv_out_channels": [16],
-                     "conv_kernel_sizes": [1]}), pictures(), 0.02),
+                     "conv_kernel_sizes": [1]}), _pictures(), 0.02),
     "Tipsv2DptForSemanticSegmentation": (
-        "Tipsv2DptForSemanticSegmentation", lambda: hf.Tipsv2DptConfig(), pictures(), 0.02),
+        "Tipsv2DptForSemanticSegmentation", lambda: hf.Tipsv2DptConfig(), _pictures(), 0.02),
 }
 
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from lvtp_fx.api import transform
-from lvtp_fx.capture import batch_size
+from lvtp_fx.capture import batch_size, is_batched
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 
@@ -86,7 +86,7 @@ def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
     shapes, rest = [], []
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor):
-            batched = leaf.ndim > 0 and leaf.shape[0] == batch
+            batched = is_batched(leaf, batch)
             shapes.append((*leaf.shape[1:],) if batched else (*leaf.shape,))
             rest.append((leaf.dtype, leaf.device, batched))
         else:

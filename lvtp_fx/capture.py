@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
-from lvtp_fx.capture_refusals import cannot_capture, cannot_copy, check_devices
+from lvtp_fx.capture_refusals import cannot_capture, cannot_copy, check_devices, first_line
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.fold_masks import fold_masks
 
@@ -64,7 +64,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         try:
             free = _finish(_export(twin, *wide, dynamic=True), *wide, "")
         except Exception as error:
-            note = f"the batch size is fixed, the model does not allow another: {str(error).strip().splitlines()[0]}"
+            note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
             if not free.note or batch_size(*wide) == batch_size(args, kwargs):
                 return free
@@ -81,7 +81,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
     if dynamic:
         batch, collection = batch_size(args, kwargs), ShapesCollection()
         for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == batch:
+            if is_batched(leaf, batch):
                 collection[leaf] = {0: Dim.AUTO}
         shapes = collection.dynamic_shapes(model, args, kwargs)
     return export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
@@ -92,8 +92,9 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     assert isinstance(module, fx.GraphModule)
     values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
     sizes = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim]
-    symbolic = any(isinstance(s, torch.SymInt) and s.node.expr.free_symbols for s in sizes)
-    fixed = next((int(s) for s in sizes if not symbolic), 1)
+    known = [fixed_size(s) for s in sizes]
+    symbolic = None in known
+    fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
     return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note)
@@ -135,6 +136,16 @@ def _plain_modes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """A size of a captured value, or None where it is free; a symbol that export found to be one number is not."""
+    return int(size) if isinstance(size, int) or not size.node.expr.free_symbols else None
+
+
+def is_batched(leaf: Any, batch: int) -> bool:
+    """Whether an input's first axis is the batch."""
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+
+
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """The batch size of example inputs: axis 0 of the first floating tensor with the most axes.
 
@@ -160,9 +171,7 @@ def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
         return args, kwargs
 
     def twice(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == batch:
-            return torch.cat([leaf, leaf])
-        return leaf
+        return torch.cat([leaf, leaf]) if is_batched(leaf, batch) else leaf
 
     args, kwargs = pytree.tree_map(twice, (args, kwargs))
     return args, kwargs

@@ -27,7 +27,7 @@ def check_devices(model: nn.Module) -> None:
 def cannot_copy(model: nn.Module, error: Exception) -> LvtpError:
     return LvtpError(
         Code.CAPTURE_FAILED, where=type(model).__name__, expected="a module that copy.deepcopy can copy",
-        got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+        got=f"{type(error).__name__}: {first_line(error)}",
         why="a copy that shares the parameters is traced, so that the model itself is never changed",
         hint="remove hooks, locks, open files and tensors with a gradient history from the module's attributes, or "
         "pass torch.export.export(model.eval(), example_inputs)",
@@ -35,7 +35,6 @@ def cannot_copy(model: nn.Module, error: Exception) -> LvtpError:
 
 
 def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
-    message = " ".join(line.strip() for line in str(error).strip().splitlines()[:1]) or "no message"
     why, hint = ("the pass rewrites a graph of the whole model",
                  "check that model(*example_inputs) runs; or pass the encoder alone")
     if "data-dependent" in str(error):
@@ -48,8 +47,13 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
     return LvtpError(
         Code.CAPTURE_FAILED, where=f"{type(model).__name__}{_user_line(error)}",
         expected="a model that torch.export.export(model, example, strict=False) captures",
-        got=f"{type(error).__name__}: {message}", why=why, hint=hint,
+        got=f"{type(error).__name__}: {first_line(error)}", why=why, hint=hint,
     )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, which may be empty (a bare `assert`)."""
+    return next(iter(str(error).strip().splitlines()), "no message").strip()
 
 
 def _user_line(error: BaseException) -> str:

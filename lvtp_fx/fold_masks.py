@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from lvtp_fx.passes.attention_scores import same
+from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.passes.axes.pointwise import is_pointwise
+
 aten = torch.ops.aten
 
 _MADE = {  # ops that fill a tensor with one number: where in their arguments it is
@@ -22,10 +26,7 @@ _REARRANGE = (
     aten.contiguous.default, aten.alias.default, aten.detach.default, aten.repeat.default, aten.index.Tensor,
     aten.flatten.using_ints, aten.unflatten.int,
 )
-_POINTWISE = (  # torch does not tag them so
-    aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device, aten.where.Scalar,
-    aten.where.ScalarOther, aten.where.ScalarSelf, aten.__and__.Tensor, aten.__or__.Tensor,
-)
+_CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 _LARGEST = 1 << 22  # entries of a constant that is looked at: a mask of 2048 x 2048 tokens
 
 
@@ -53,16 +54,13 @@ def fold_masks(graph: fx.Graph) -> None:
 
 
 def _fold_attention(node: fx.Node, uniform: Uniform) -> None:
-    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    mask = argument(node, 3, "attn_mask")
     if not isinstance(mask, fx.Node):
         return
     boolean = mask.meta["val"].dtype == torch.bool
     number, rest = uniform.of(mask), None
     if number is None and not boolean and mask.target is aten.add.Tensor and not mask.kwargs:
-        for number, rest in ((uniform.of(b), a) for a, b in (mask.args[:2], mask.args[1::-1])):
-            if number is not None and isinstance(rest, fx.Node) and rest.meta["val"].dtype == mask.meta["val"].dtype:
-                break  # attention broadcasts what the sum would have broadcast
-            number = None
+        number, rest = _constant_and_rest(mask, uniform)
     if number is None or (number == 0 if boolean else not isfinite(number)):
         return
     if len(node.args) > 3:
@@ -71,16 +69,23 @@ def _fold_attention(node: fx.Node, uniform: Uniform) -> None:
         node.update_kwarg("attn_mask", rest)
 
 
+def _constant_and_rest(total: fx.Node, uniform: Uniform) -> tuple[float | None, fx.Node | None]:
+    """A sum of one number and something that attention can broadcast as the sum would have, or (None, None)."""
+    a, b = total.args[:2]
+    for constant, rest in ((b, a), (a, b)):
+        number = uniform.of(constant)
+        if number is not None and isinstance(rest, fx.Node) and rest.meta["val"].dtype == total.meta["val"].dtype:
+            return number, rest
+    return None, None
+
+
 def _replace(node: fx.Node, other: Any, allowed: bool) -> None:
-    if allowed and isinstance(other, fx.Node) and _alike(other, node):
+    """Let readers of a node read another one, where that has its shape and type."""
+    if not allowed or not isinstance(other, fx.Node):
+        return
+    x, y = node.meta.get("val"), other.meta.get("val")
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dtype == y.dtype and same(x.shape, y.shape):
         node.replace_all_uses_with(other)
-
-
-def _alike(a: fx.Node, b: fx.Node) -> bool:
-    """Whether the values have one shape and type (symbolic sizes compared by expression, without a guard)."""
-    x, y = a.meta.get("val"), b.meta.get("val")
-    return isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dtype == y.dtype \
-        and [str(s) for s in x.shape] == [str(s) for s in y.shape]
 
 
 class Uniform:
@@ -110,7 +115,7 @@ class Uniform:
         if target in _REARRANGE and (number := self.of(node.args[0])) is not None:
             return number
         operands = {n: self.of(n) for n in node.all_input_nodes}
-        if operands and (torch.Tag.pointwise in target.tags or target in _POINTWISE) and None not in operands.values():
+        if operands and (is_pointwise(target) or target in _CASTS) and None not in operands.values():
             entries = {n: torch.tensor(number).to(n.meta["val"].dtype) for n, number in operands.items()}
             return float(_call(node, target, entries))
         return self._looked_at(node, target)

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.contract import spell
-from lvtp_fx.passes.axes.flow import argument, named
+from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.passes.axes.shape import axis_order
 
 aten = torch.ops.aten
 _PLAIN = (aten.matmul.default, aten.bmm.default)
@@ -36,7 +37,7 @@ class Operand:
         rank = len(self.order)
         if self.order == tuple(range(rank)):
             return self.node
-        if self.order == (*range(rank - 2), rank - 1, rank - 2):
+        if self.order == _swapped(rank):
             return call(graph, aten.transpose.int, self.node, -2, -1)
         return call(graph, aten.permute.default, self.node, list(self.order))
 
@@ -82,8 +83,7 @@ def turned_product(node: fx.Node, map_t: fx.Node) -> Product | None:
     product = product_of(node)
     if product is None or product.order or product.right != Operand(map_t):
         return None
-    rank = product.right.value.ndim
-    swap = (*range(rank - 2), rank - 1, rank - 2)
+    swap = _swapped(product.right.value.ndim)
     return Product(Operand(map_t).swapped(), product.left.swapped(), swap, product.added)
 
 
@@ -92,13 +92,11 @@ def swaps_last(node: fx.Node) -> bool:
     if node.target not in (aten.transpose.int, aten.permute.default):
         return False
     rank = node.meta["val"].ndim
-    order = list(range(rank))
-    if node.target is aten.transpose.int:
-        one, two = (named(node, name) % rank for name in ("dim0", "dim1"))
-        order[one], order[two] = two, one
-    else:
-        order = [d % rank for d in named(node, "dims")]
-    return order == [*range(rank - 2), rank - 1, rank - 2]
+    return tuple(axis_order(node, rank)) == _swapped(rank)
+
+
+def _swapped(rank: int) -> tuple[int, ...]:
+    return (*range(rank - 2), rank - 1, rank - 2)
 
 
 def _einsum(node: fx.Node, left: fx.Node | None) -> Product | None:

@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 import lvtp_fx.ops  # noqa: F401  (registers lvtp.check_input)
+from lvtp_fx.capture import fixed_size
 
 
 def guard_inputs(graph: fx.Graph) -> None:
@@ -21,8 +22,7 @@ def guard_inputs(graph: fx.Graph) -> None:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not node.users:
             continue
-        # A symbol that capture found to be one number has no free symbols left.
-        shape = [int(s) if isinstance(s, int) or not s.node.expr.free_symbols else -1 for s in value.shape]
+        shape = [-1 if (known := fixed_size(size)) is None else known for size in value.shape]
         where = "" if value.is_meta else device  # a graph on the meta device is only looked at
         with graph.inserting_after(placeholders[-1]):
             check = graph.call_function(

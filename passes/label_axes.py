@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from lvtp_fx.capture import BATCH_STAND_IN
 from lvtp_fx.passes.axes import contract, pointwise, shape
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, tensors
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
@@ -35,7 +36,7 @@ class LabelAxes:
     def __call__(self, plan: Plan) -> Plan:
         labels: dict[fx.Node, Any] = {}
         flows: dict[fx.Node, Flow] = {}
-        reader = Reader(labels, size_reader(plan.batch), plan.batch)
+        reader = Reader(labels, size_reader(plan.batch), plan.batch, plan.batch == BATCH_STAND_IN)
         for node in plan.graph_module.graph.nodes:
             flow = infer(node, reader)
             if flow.out is not None:

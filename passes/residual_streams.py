@@ -105,14 +105,14 @@ def _reaches(flow: nx.DiGraph, source: fx.Node, target: fx.Node, order: dict[fx.
 
 
 def other_streams(
-    flow: nx.DiGraph, chains: list[list[fx.Node]], states: list[fx.Node], candidates: list[AttentionMatch]
+    flow: nx.DiGraph, streams: list[list[fx.Node]], states: list[fx.Node], candidates: list[AttentionMatch]
 ) -> set[fx.Node]:
     """Other residual streams with attention that exchange values with this one, and the branches between their
     states. They keep the full grid: only this stream remembers what its dropped tokens were. A stream that lies
     between two states of this one is a part of a block."""
     apart = flow.subgraph(flow.nodes - set(states))
     found: set[fx.Node] = set()
-    for chain in chains:
+    for chain in streams:
         if chain is states:
             continue
         inside = [s for s in chain if s in apart]

@@ -10,7 +10,7 @@ import lvtp_fx
 from lvtp_fx.capture import BATCH_STAND_IN, capture
 from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.random_weights import randomise
-from tests.tiny import Attention, Embed, PreNorm, TinyViT, picture, vit
+from tests.tiny import Attention, PreNorm, TinyViT, picture, vit
 
 
 class Counts(nn.Module):
@@ -79,17 +79,13 @@ class SplitBatch(TinyViT):
     the batch, so that an image has not one sequence."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = Embed.forward(self.embed, image).reshape(-1, 4, 2, 4, 2, 32).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 32)
+        x = self.embed(image).reshape(-1, 4, 2, 4, 2, 32).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 32)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)).reshape(-1, 64, 5)
 
 
 def test_tokens_of_one_image_in_several_sequences_are_left_alone() -> None:
-    model = randomise(SplitBatch([PreNorm(Sixteen(fused)) for _ in range(2)]), 0)
+    model = randomise(SplitBatch([PreNorm(Attention(fused)) for _ in range(2)]), 0)
     with pytest.raises(lvtp_fx.LvtpError, match="LVTP102"):
         lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
-
-
-class Sixteen(Attention):
-    """Attention whatever the number of tokens."""

@@ -39,6 +39,13 @@ class TwoDevices(nn.Module):
         self.second = nn.Linear(3, 3, device="meta")
 
 
+class Silent(nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.shape[2] != 64:
+            raise AssertionError
+        return image
+
+
 class Gated(nn.Module):
     """A branch on a buffer, as EoMT has it."""
 
@@ -94,6 +101,12 @@ def test_lvtp101_names_the_line_that_stops_capture() -> None:
     assert why == "  why: Python at that line asks for a tensor's value, which a graph does not have"
     assert hint == ("  try: put a Python number in the place of a buffer that the line reads (del model.x; "
                     "model.x = 0.0), take the branch out of forward, or pass the encoder alone")
+
+
+def test_lvtp101_for_an_error_without_a_message() -> None:
+    text = refusal(lambda: lvtp_fx.transform(Silent(), (torch.rand(2, 3, 32, 32),)))
+    assert text.startswith("LVTP101 cannot-capture at Silent (test_diagnostics.py:")
+    assert "got: AssertionError: no message" in text
 
 
 def test_lvtp101_for_a_buffer_in_a_branch_and_the_way_out(it: Case) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from lvtp_fx.capture import BATCH_STAND_IN
 from lvtp_fx.passes.axes.label import Axis, Factor, Kind, Label, length, plain, unify
 
 
@@ -30,10 +29,14 @@ class Flow:
 
 
 class Reader:
-    """Reads the labels, sizes and arguments of a node's operands; symbolic sizes come as stand-in integers."""
+    """Reads the labels, sizes and arguments of a node's operands; symbolic sizes come as stand-in integers.
 
-    def __init__(self, labels: dict[fx.Node, Any], size_of: Callable[[Any], int], batch: int) -> None:
-        self.labels, self.size_of, self.batch = labels, size_of, batch
+    Attributes:
+        batch: the batch size, or what stands for it where it is `free`.
+    """
+
+    def __init__(self, labels: dict[fx.Node, Any], size_of: Callable[[Any], int], batch: int, free: bool) -> None:
+        self.labels, self.size_of, self.batch, self.free = labels, size_of, batch, free
 
     def label(self, node: fx.Node) -> Label:
         return self.labels[node]  # type: ignore[no-any-return]
@@ -48,9 +51,8 @@ class Reader:
         """Label of a value nothing is known of: only the batch axis is seen, by its stand-in size. Where capture had
         to fix the batch, other axes may be as long by chance; then only the first axis is looked at."""
         if isinstance(value, torch.Tensor):
-            free = self.batch == BATCH_STAND_IN
             return tuple(
-                (Factor(Kind.BATCH, s),) if s == self.batch and (free or i == 0) else plain(s)
+                (Factor(Kind.BATCH, s),) if s == self.batch and (self.free or i == 0) else plain(s)
                 for i, s in enumerate(self.sizes(value))
             )
         if isinstance(value, (tuple, list)):

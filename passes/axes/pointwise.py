@@ -78,8 +78,13 @@ def halve(node: fx.Node, reader: Reader) -> Flow:
     return Flow(out, {x: label}, "half of the tokens gate the others" if token_axes((label[dim],)) else "")
 
 
+# Pointwise, but torch does not tag them so.
+_UNTAGGED = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.__and__.Tensor, aten.__or__.Tensor)
+
+
 def is_pointwise(target: object) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
+    return target in _UNTAGGED or (
+        isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags)
 
 
 RULES: dict[object, Rule] = {
@@ -111,7 +116,5 @@ RULES: dict[object, Rule] = {
     aten.alias.default: like_first,
     aten.lift_fresh_copy.default: like_first,
     **dict.fromkeys((aten.zeros_like.default, aten.ones_like.default, aten.full_like.default), like_first),
-    # Pointwise, but torch does not tag them so.
-    **dict.fromkeys((aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
-                     aten.__and__.Tensor, aten.__or__.Tensor), pointwise),
+    **dict.fromkeys(_UNTAGGED, pointwise),
 }

@@ -40,13 +40,17 @@ def view(node: fx.Node, reader: Reader) -> Flow:
 def permute(node: fx.Node, reader: Reader) -> Flow:
     x = tensors(node)[0]
     label = reader.label(x)
-    order = list(range(len(label)))
+    return Flow(tuple(label[d] for d in axis_order(node, len(label))), {x: label})
+
+
+def axis_order(node: fx.Node, rank: int) -> list[int]:
+    """Which axis of its operand each axis of a `permute`, `transpose` or `t` is."""
     if node.target is aten.permute.default:
-        order = [d % len(label) for d in argument(node, 1, "dims")]
-    else:
-        a, b = (0, 1) if node.target is aten.t.default else (named(node, "dim0"), named(node, "dim1"))
-        order[a], order[b] = order[b], order[a]
-    return Flow(tuple(label[d] for d in order), {x: label})
+        return [d % rank for d in argument(node, 1, "dims")]
+    a, b = (0, 1) if node.target is aten.t.default else (named(node, "dim0"), named(node, "dim1"))
+    order = list(range(rank))
+    order[a], order[b] = order[b], order[a]
+    return order
 
 
 def unsqueeze(node: fx.Node, reader: Reader) -> Flow:
