@@ -12,7 +12,9 @@ from lvtp_fx.errors import Code, LvtpError
 Reduce = Literal["merge", "select"]
 Restore = Literal["delta", "copy", "frozen"]
 Feature = Literal["keys", "stream"]
-STRATEGIES = ("lvtp", "random", "grid")
+STRATEGIES = (
+    "lvtp", "random", "grid", "shannon", "edges", "received", "fused", "bipartite", "mutual", "superpixels",
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lvtp_fx.ops.select import AFFINITY_CHANNELS
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
 from lvtp_fx.plan import Plan
@@ -107,10 +107,7 @@ def inserted_flops(plan: Plan) -> sympy.Expr:
     strategy, total = get(plan.config.strategy), sympy.Integer(0)
     living: sympy.Expr | int = _grid_tokens(plan)
     for kept, shape in zip(counts(plan), site_shapes(plan), strict=True):
-        now = SiteShape(living, kept, shape.ends, shape.H, shape.D, shape.C, shape.grid)
-        width = shape.D if plan.config.feature == "keys" else shape.C
-        owners = 2 * (now.N - kept) * kept * (width + AFFINITY_CHANNELS)
-        total += strategy.flops(now, plan.config) + owners
+        total += strategy.flops(replace(shape, N=living, K=kept), plan.config)
         living = kept
     return total
 
@@ -127,7 +124,7 @@ def site_shapes(plan: Plan) -> list[SiteShape]:
         factor = next(f for f in label[-2] if f.kind is Kind.TOKEN)
         heads = prod(f.size for axis in label[:-2] for f in axis if f.kind is not Kind.BATCH)
         channels = sizes(plan.labels[block.state])[-1]
-        shapes.append(SiteShape(site.parent, site.kept, factor.before + factor.after, heads,
+        shapes.append(SiteShape(site.parent, site.kept, factor.before, factor.after, heads,
                                 sizes(label)[-1], channels, plan.trunk.grid))
     return shapes
 

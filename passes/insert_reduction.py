@@ -190,10 +190,7 @@ class _Emitter:
         here, config = self.to.spaces[-1], self.plan.config
         context = site_nodes(self.plan, number - 1, stream, (before, after), self._image(), self.to,
                              lambda value: self._read(value, site.block))
-        priority = get(config.strategy).priority(context, config)
-        kept = self.to.call("select", priority, site.kept)
-        owner = self.to.call("owners", context.feature, kept, here.position, self.trunk.grid[1],
-                             max(self.trunk.grid), config.neighbour_weight)
+        kept, owner = get(config.strategy).decide(context, config)
         if config.reduce == "merge":
             reduced = self.to.call("merge", stream, owner, here.size, site.kept, before, after)
         else:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable
 from typing import Protocol
 
-import torch
 from torch import fx
 
 from lvtp_fx.capture import Capture
@@ -71,6 +70,7 @@ def finish(plan: Plan) -> fx.GraphModule:
     graph.set_codegen(plan.captured.graph._codegen)
     guard_inputs(graph)
     # Owners are part of the readable decisions even where nothing is merged; compilers drop them then.
-    graph.eliminate_dead_code(lambda node: node.is_impure() or node.target is torch.ops.lvtp.owners.default)
+    owners = {site.owner_node for site in plan.record.sites} if plan.record else set()
+    graph.eliminate_dead_code(lambda node: node.is_impure() or node.name in owners)
     graph.lint()
     return fx.GraphModule(plan.captured, graph)

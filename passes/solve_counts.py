@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import ClassVar
 
 import sympy
@@ -12,6 +13,7 @@ from lvtp_fx import cost
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.assign_spaces import AssignSpaces
 from lvtp_fx.plan import Plan, Site
+from lvtp_fx.strategies import get
 
 _SMALLEST = 1e-3  # keep ratios below this leave one token anyway
 
@@ -39,6 +41,13 @@ class SolveCounts:
                 got=f"{len(ratios)} ratios", why="each site needs its own", hint="keep_ratio=0.7 for all sites",
             )
         given = ratios if isinstance(ratios, tuple) else (ratios,)
+        least = get(plan.config.strategy).smallest_keep_ratio
+        if min(given) < least:
+            raise LvtpError(
+                Code.CONFIG_OUT_OF_RANGE, where="Config.keep_ratio",
+                expected=f"at least {least} with strategy={plan.config.strategy!r}", got=f"{min(given)}",
+                why="it cannot merge more tokens at one site", hint="more sites, each with a larger keep_ratio",
+            )
         counts = _counts(plan, given * len(plan.sites) if len(given) == 1 else given)
         saved = float(cost.saved_flops(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
         done = _with_counts(plan, counts)
@@ -65,7 +74,7 @@ class SolveCounts:
         def counts_at(ratio: float) -> tuple[int, ...]:
             return _counts(plan, (ratio,) * len(plan.sites))
 
-        low, high = _SMALLEST, 1.0
+        low, high = max(_SMALLEST, get(plan.config.strategy).smallest_keep_ratio), 1.0
         if saved(*counts_at(low)) < wanted:
             raise self._unreachable(plan, saved, counts_at)
         for _ in range(40):
@@ -76,12 +85,16 @@ class SolveCounts:
     def _unreachable(
         self, plan: Plan, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]]
     ) -> LvtpError:
-        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / self.dense_flops
+        least = get(plan.config.strategy).smallest_keep_ratio
+        best = max(saved(*counts_at(ratio / 100)) for ratio in range(max(1, ceil(100 * least)), 100)) / self.dense_flops
         first = plan.sites[0].block
+        why = f"all before block {first} and after the encoder runs on the full grid"
+        if least:
+            why += f", and strategy={plan.config.strategy!r} keeps at least {least} of the tokens of a site"
         return LvtpError(
             Code.CUT_UNREACHABLE, where="Config.flops_cut",
             expected=f"at most {max(best, 0):.3f} for this model and these sites",
-            got=f"{plan.config.flops_cut}", why=f"all before block {first} and after the encoder runs on the full grid",
+            got=f"{plan.config.flops_cut}", why=why,
             hint="a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
+from math import pi, prod
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx.config import STRATEGIES, Config
+from lvtp_fx.decisions import Tap
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.strategies import SiteNodes, SiteShape, Strategy, get
 from lvtp_fx.strategies.lvtp import cells, fitting_cell
@@ -46,7 +47,7 @@ class Site:
 
     @property
     def shape(self) -> SiteShape:
-        return SiteShape(self.N, self.kept, self.before + self.after, self.H, self.D, self.C, self.grid)
+        return SiteShape(self.N, self.kept, self.before, self.after, self.H, self.D, self.C, self.grid)
 
     def inputs(self, B: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
         rows, columns = self.grid
@@ -60,7 +61,7 @@ class Site:
         }
 
     def build(self, strategy: Strategy, config: Config) -> fx.GraphModule:
-        """A graph from the site's tensors to the priorities."""
+        """A graph from the site's tensors to kept tokens and owners."""
         graph = fx.Graph()
         given = {name: graph.placeholder(name) for name in self.inputs()}
 
@@ -74,7 +75,7 @@ class Site:
             position=given["position"], image=given["image"] if self.image else None, before=self.before,
             after=self.after, grid=self.grid, kept=self.kept, call=call,
         )
-        graph.output(strategy.priority(nodes, config))
+        graph.output(strategy.decide(nodes, config))
         graph.eliminate_dead_code()
         graph.lint()
         return fx.GraphModule(torch.nn.Module(), graph)
@@ -91,65 +92,150 @@ every_site = pytest.mark.parametrize("site", SITES.values(), ids=SITES.keys())
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
+def decided(strategy: str, site: Site, config: Config, inputs: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+    kept, owner = site.build(get(strategy), config)(**inputs)
+    return kept, owner
+
+
 @every_strategy
 @every_site
-def test_priorities_rank_every_living_token(name: str, site: Site) -> None:
+def test_exactly_k_live_on_and_each_token_has_one_owner(name: str, site: Site) -> None:
     inputs = site.inputs()
-    priority = site.build(get(name), Config())(**inputs)
-    assert priority.shape == (2, site.N)
-    assert priority.is_floating_point()
-    assert not priority.isnan().any()
-    assert not priority.isneginf().any()
-    held = priority.isposinf().sum(1)  # tokens that must live on: representatives, and of other strategies none
-    assert int(held.max()) <= (max(1, site.kept // 2) if name == "lvtp" else 0)
-    assert torch.equal(site.build(get(name), Config())(**inputs), priority)
+    kept, owner = decided(name, site, Config(), inputs)
+    assert kept.shape == (2, site.kept)
+    assert owner.shape == (2, site.N)
+    assert kept.dtype == owner.dtype == torch.int64
+    assert bool((kept[:, 1:] > kept[:, :-1]).all())  # ascending, none twice
+    assert 0 <= int(kept.min()) <= int(kept.max()) < site.N
+    assert 0 <= int(owner.min()) <= int(owner.max()) < site.kept
+    assert torch.equal(owner.gather(1, kept), torch.arange(site.kept).expand(2, -1))
+    again = decided(name, site, Config(), inputs)
+    assert torch.equal(kept, again[0])
+    assert torch.equal(owner, again[1])
+
+
+@every_strategy
+def test_numbers_that_are_none_do_not_break_a_decision(name: str) -> None:
+    """Validity is a law whatever the values: a bad image must not end in an index out of range."""
+    site = Site()
+    inputs = site.inputs()
+    for key in ("q", "k", "stream", "image"):
+        inputs[key] = inputs[key].index_fill(-1, torch.tensor([0]), torch.nan)
+    kept, owner = decided(name, site, Config(), inputs)
+    assert bool((kept[:, 1:] > kept[:, :-1]).all())
+    assert 0 <= int(kept.min()) <= int(kept.max()) < site.N
+    assert torch.equal(owner.gather(1, kept), torch.arange(site.kept).expand(2, -1))
 
 
 @every_strategy
 @every_config
-def test_an_image_is_ranked_alone_as_in_a_batch(name: str, config: Config) -> None:
+def test_an_image_is_decided_alone_as_in_a_batch(name: str, config: Config) -> None:
     module, inputs = Site(mask=True).build(get(name), config), Site(mask=True).inputs(B=3)
     together = module(**inputs)
     for i in range(3):
         alone = module(**{key: value[i : i + 1] for key, value in inputs.items()})
-        torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
-        assert torch.equal(torch.ops.lvtp.select(alone, 10)[0], torch.ops.lvtp.select(together, 10)[i])
+        assert torch.equal(alone[0][0], together[0][i])
+        assert torch.equal(alone[1][0], together[1][i])
 
 
 @pytest.mark.parametrize("name", ["random", "grid"])
 def test_fixed_strategies_read_the_places_alone(name: str) -> None:
-    site = Site()
-    module, inputs = site.build(get(name), Config()), site.inputs()
-    others = site.inputs(seed=50)
-    assert torch.equal(module(**inputs), module(**{**others, "position": inputs["position"]}))
-    assert not torch.equal(module(**inputs), module(**{**inputs, "position": others["position"]}))
+    site, inputs, others = Site(), Site().inputs(), Site().inputs(seed=50)
+    kept, _ = decided(name, site, Config(), inputs)
+    assert torch.equal(kept, decided(name, site, Config(), {**others, "position": inputs["position"]})[0])
+    assert not torch.equal(kept, decided(name, site, Config(), {**inputs, "position": others["position"]})[0])
 
 
 def test_fixed_strategies_rank_by_column_and_by_count() -> None:
     """The grid's width must be the grid's; a random ranking is another one at the next site."""
-    site, position = Site(), Site().inputs()["position"]
-    priority = site.build(get("grid"), Config())(**site.inputs())
-    assert torch.equal(priority, torch.ops.lvtp.spread(position, site.grid[1]))
-    here, next_site = (Site(kept=kept).build(get("random"), Config())(**site.inputs()) for kept in (10, 9))
-    assert not torch.equal(here.argsort(1), next_site.argsort(1))
+    site, inputs = Site(), Site().inputs()
+    kept, _ = decided("grid", site, Config(), inputs)
+    spread = torch.ops.lvtp.spread(inputs["position"], site.grid[1])
+    assert torch.equal(kept, torch.ops.lvtp.select(spread, site.kept))
+    more, fewer = (decided("random", Site(kept=k), Config(), inputs)[0] for k in (10, 9))
+    assert not set(fewer[0].tolist()) <= set(more[0].tolist())
 
 
-@pytest.mark.parametrize("name", ["q", "k", "position", "image", "mask"])
-def test_lvtp_reads_what_it_says(name: str) -> None:
-    site = Site(mask=True)
-    module, inputs = site.build(get("lvtp"), Config(importance_in_rank=0.3)), site.inputs()
-    other = site.inputs(seed=50)[name]
-    assert not torch.equal(module(**inputs), module(**{**inputs, name: other}))
+READS = {"lvtp": "q k position image mask", "shannon": "q k mask", "edges": "image position", "received": "q k mask",
+         "fused": "q k mask", "bipartite": "k", "mutual": "k", "superpixels": "k position"}
+
+
+@pytest.mark.parametrize(("name", "key"), [(n, key) for n, keys in READS.items() for key in keys.split()])
+def test_a_strategy_reads_what_it_says(name: str, key: str) -> None:
+    site, inputs = Site(mask=True, kept=14), Site().inputs()
+    if name == "fused" and key == "q":
+        inputs["q"] = inputs["q"] * 3  # one query alone ranks much alike
+    other = {**inputs, key: site.inputs(seed=50)[key]}
+    config = Config(importance_in_rank=0.3)
+    assert not torch.equal(decided(name, site, config, inputs)[0], decided(name, site, config, other)[0])
+
+
+@pytest.mark.parametrize(("name", "keys"), READS.items())
+def test_a_strategy_reads_nothing_else(name: str, keys: str) -> None:
+    """Which tokens live on; owners are similar tokens, so those always read the features."""
+    site, inputs = Site(mask=True, kept=14), Site().inputs()
+    others = {key: value for key, value in Site().inputs(seed=50).items() if key not in keys.split()}
+    others.pop("position", None)
+    module = site.build(get(name), Config(feature="keys"))
+    assert torch.equal(module(**inputs)[0], module(**{**inputs, **others})[0])
 
 
 def test_lvtp_keeps_a_representative_of_every_cell() -> None:
     site = Site(N=30, kept=12)
-    priority = site.build(get("lvtp"), Config())(**site.inputs())
+    kept, _ = decided("lvtp", site, Config(), site.inputs())
     cell = fitting_cell((2, 2), site.grid, site.kept)
-    position = torch.ops.lvtp.compose(site.inputs()["position"], torch.ops.lvtp.select(priority, site.kept))
-    for image in position.tolist():
+    for image in torch.ops.lvtp.compose(site.inputs()["position"], kept).tolist():
         alive = {(place // 5 // cell[0], place % 5 // cell[1]) for place in image}
         assert len(alive) == cells(site.grid, cell)
+
+
+def tokens(kept: int, angles: list[float], strategy: str, **config: Any) -> tuple[list[int], list[int]]:
+    """Decision on tokens in a row whose features are directions in the plane: kept, and each token's owner."""
+    site = Site(grid=(1, len(angles)), N=len(angles), kept=kept, before=0, after=0, H=1, D=2)
+    turn = torch.tensor(angles) * pi / 180
+    k = torch.stack([turn.cos(), turn.sin()], dim=-1)[None, None]
+    inputs = {**site.inputs(B=1), "k": k, "q": torch.zeros_like(k), "position": torch.arange(len(angles))[None]}
+    chosen, owner = decided(strategy, site, Config(**config), inputs)
+    return chosen[0].tolist(), chosen[0][owner[0]].tolist()
+
+
+def test_bipartite_merges_the_most_similar_pairs_across() -> None:
+    # 2 is nearest to 3 (5 degrees), 0 to 1 (10), 4 to 5 (40); 0 and 2 are closer still, but in the same set.
+    assert tokens(5, [0, 10, 1, 6, 90, 130], "bipartite") == ([0, 1, 3, 4, 5], [0, 1, 3, 3, 4, 5])
+    assert tokens(4, [0, 10, 1, 6, 90, 130], "bipartite")[0] == [1, 3, 4, 5]
+    assert tokens(1, [0], "bipartite") == ([0], [0])
+
+
+def test_mutual_merges_pairs_that_choose_each_other() -> None:
+    # 0 and 1 choose each other; 2 chooses 1, which has another; 3 and 4 choose each other, less alike.
+    angles = [0, 5, 20, 90, 100]
+    assert tokens(4, angles, "mutual") == ([0, 2, 3, 4], [0, 0, 2, 3, 4])
+    assert tokens(3, angles, "mutual") == ([0, 2, 3], [0, 0, 2, 3, 3])
+    assert tokens(2, angles, "mutual") == ([0, 3], [0, 0, 0, 3, 3])  # 2 follows 1 to 0
+
+
+def test_superpixels_keep_the_middle_of_each_cluster() -> None:
+    chosen, owner = tokens(2, [0, 4, 8, 90, 94, 98], "superpixels", neighbour_weight=0.0)
+    assert chosen == [1, 4]
+    assert owner == [1, 1, 1, 4, 4, 4]
+
+
+def test_fused_tokens_have_one_owner() -> None:
+    site = Site()
+    kept, owner = decided("fused", site, Config(), site.inputs())
+    for alive, owners in zip(kept.tolist(), owner.tolist(), strict=True):
+        hosts = {owners[i] for i in range(site.N) if i not in alive}
+        assert len(hosts) == 1
+
+
+def test_attention_received_is_what_softmax_says() -> None:
+    site, inputs = Site(mask=True), Site().inputs()
+    attention = (inputs["q"] @ inputs["k"].transpose(2, 3) / 2 + inputs["mask"]).softmax(-1)
+    grid = slice(site.before, site.before + site.N)
+    every = torch.ops.lvtp.received(inputs["q"], inputs["k"], inputs["mask"], None, site.before, site.after, 1)
+    torch.testing.assert_close(every, attention.mean((1, 2))[:, grid])
+    first = torch.ops.lvtp.received(inputs["q"], inputs["k"], inputs["mask"], None, site.before, site.after, 0)
+    torch.testing.assert_close(first, attention[:, :, 0].mean(1)[:, grid])
 
 
 def represented(config: Config) -> list[int]:
@@ -159,8 +245,11 @@ def represented(config: Config) -> list[int]:
     q[0, 0, [1, 2]] = 1000 * torch.eye(4)[[1, 2]]
     inputs = {**site.inputs(B=1), "q": q, "k": torch.eye(4)[None, None], "position": torch.arange(4)[None],
               "image": torch.zeros(1, 3, 4, 16)}
-    priority = site.build(get("lvtp"), config)(**inputs)
-    return priority[0].isposinf().nonzero().flatten().tolist()
+    module = site.build(get("lvtp"), config)
+    found = next(n for n in module.graph.nodes if n.target is torch.ops.lvtp.representatives.default)
+    tap = Tap(module, {found.name})
+    tap.run(*inputs.values())
+    return sorted(tap.seen[found.name][0].tolist())
 
 
 def test_the_direction_of_the_entropy_chooses_who_represents_a_cell() -> None:
@@ -193,16 +282,16 @@ def test_flops_hold_at_any_size(grid: tuple[int, int], data: st.DataObject, H: i
     assert 3 * flops == counted(site.build(strategy, config), site.inputs(B=3))
     # While N is a symbol, the expression must mean the same.
     N_ = sympy.Symbol("N", positive=True)
-    symbolic = SiteShape(N_, site.kept, site.before + site.after, H, site.D, site.C, grid)
+    symbolic = SiteShape(N_, site.kept, site.before, site.after, H, site.D, site.C, grid)
     assert strategy.flops(symbolic, config).subs(N_, N) == flops
 
 
 def test_flops_of_a_symbolic_count_are_those_of_the_number() -> None:
     """The cell is enlarged where few tokens live on: the symbolic cost has to follow."""
     site, K = Site(), sympy.Symbol("K", positive=True)
-    symbolic = get("lvtp").flops(SiteShape(site.N, K, 3, site.H, site.D, site.C, site.grid), Config())
+    symbolic = get("lvtp").flops(SiteShape(site.N, K, 1, 2, site.H, site.D, site.C, site.grid), Config())
     for kept in range(1, site.N + 1):
-        number = SiteShape(site.N, kept, 3, site.H, site.D, site.C, site.grid)
+        number = SiteShape(site.N, kept, 1, 2, site.H, site.D, site.C, site.grid)
         assert symbolic.subs({K: kept}) == get("lvtp").flops(number, Config())
 
 
@@ -240,7 +329,7 @@ def test_cells_cover_the_grid(grid: tuple[int, int], cell: tuple[int, int]) -> N
 @every_strategy
 def test_every_name_of_the_config_is_a_strategy(name: str) -> None:
     assert Config(strategy=name).strategy == name
-    assert callable(get(name).priority)
+    assert callable(get(name).decide)
     assert callable(get(name).flops)
 
 

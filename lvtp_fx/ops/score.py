@@ -43,13 +43,7 @@ def entropy(
         orders: the q's, > 0.
         every: >= 1.
     """
-    rows = slice(before, q.shape[2] - after)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.matmul(q[:, :, rows] * factor, k[:, :, ::every].transpose(-2, -1)).float()
-    if mask is not None:
-        mask = additive(mask, scores.dtype)
-        mask = mask[..., rows, ::every] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., ::every]
-        scores = scores + mask
+    scores = _scores(q, k, mask, scale, slice(before, q.shape[2] - after), slice(None, None, every))
     scores = scores - scores.amax(-1, keepdim=True)
     weight = scores.exp()  # unnormalised attention
     total = weight.sum(-1)
@@ -68,6 +62,34 @@ def entropy(
     spread = (stacked - stacked.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
     dynamic = spread / (spread.sum(1, keepdim=True) + _TINY)
     return standardise((stacked * dynamic).sum(1))
+
+
+@op("received(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, int every) -> Tensor")
+def received(
+    q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None,
+    before: int, after: int, every: int,
+) -> torch.Tensor:
+    """Attention that each grid token receives, mean over heads and queries: [B, N] float32.
+
+    Args:
+        every: take one query in so many; 0: only the first one (a class token).
+        Others as of `entropy`.
+    """
+    queries = slice(0, 1) if every == 0 else slice(None, None, every)
+    attention = _scores(q, k, mask, scale, queries, slice(None)).softmax(-1).nan_to_num(nan=0.0)
+    return attention.mean((1, 2))[:, before : k.shape[2] - after]
+
+
+def _scores(
+    q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None, queries: slice, keys: slice
+) -> torch.Tensor:
+    """Attention scores of some queries with some keys: [B, H, rows, columns] float32."""
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.matmul(q[:, :, queries] * factor, k[:, :, keys].transpose(-2, -1)).float()
+    if mask is None:
+        return scores
+    mask = additive(mask, scores.dtype)
+    return scores + (mask[..., queries, keys] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., keys])
 
 
 @op("edges(Tensor image, int rows, int columns) -> Tensor")
@@ -91,6 +113,12 @@ def edges(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 def blend(a: torch.Tensor, b: torch.Tensor, a_weight: float, b_weight: float) -> torch.Tensor:
     """a_weight * a + b_weight * b, [B, N]; importance is such a sum of standardised scores."""
     return a_weight * a + b_weight * b
+
+
+@op("blank(Tensor position) -> Tensor")
+def blank(position: torch.Tensor) -> torch.Tensor:
+    """Zeros: [B, N] float32."""
+    return torch.zeros(position.shape, dtype=torch.float32, device=position.device)
 
 
 @op("hashed(Tensor position, int seed) -> Tensor")

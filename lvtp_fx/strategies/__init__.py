@@ -5,11 +5,16 @@ from __future__ import annotations
 from lvtp_fx.strategies.base import SiteNodes, SiteShape, Strategy
 from lvtp_fx.strategies.fixed import Grid, Random
 from lvtp_fx.strategies.lvtp import Lvtp
+from lvtp_fx.strategies.matching import Bipartite, Mutual, Superpixels
+from lvtp_fx.strategies.scores import Edges, Fused, Received, Shannon
 
 __all__ = ["SiteNodes", "SiteShape", "Strategy", "get"]
 
 
 def get(name: str) -> Strategy:
     """The strategy called `name`; `lvtp_fx.config.STRATEGIES` lists the names."""
-    table: dict[str, type[Strategy]] = {"lvtp": Lvtp, "random": Random, "grid": Grid}
+    table: dict[str, type[Strategy]] = {
+        "lvtp": Lvtp, "random": Random, "grid": Grid, "shannon": Shannon, "edges": Edges, "received": Received,
+        "fused": Fused, "bipartite": Bipartite, "mutual": Mutual, "superpixels": Superpixels,
+    }
     return table[name]()

@@ -10,6 +10,7 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
+from lvtp_fx.ops.select import AFFINITY_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,24 @@ class SiteShape:
     """Sizes at a site, per image; N and K may be symbols.
 
     Attributes:
-        N: living grid tokens. K: tokens to keep. ends: prefix and suffix tokens.
+        N: living grid tokens. K: tokens to keep. before, after: prefix and suffix tokens.
         H: heads. D: head dim. C: channels of the residual stream.
         grid: (rows, columns) of the full grid.
     """
 
     N: sympy.Expr | int
     K: sympy.Expr | int
-    ends: int
+    before: int
+    after: int
     H: int
     D: int
     C: int
     grid: tuple[int, int]
+
+    @property
+    def ends(self) -> int:
+        """Prefix and suffix tokens."""
+        return self.before + self.after
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,35 @@ class SiteNodes:
 
 
 class Strategy(Protocol):
-    """Ranks the tokens of a site. Everything else (owners, merging, restore) is common to all strategies."""
+    """Says which tokens of a site live on, and who stands for the others.
 
-    def priority(self, site: SiteNodes, config: Config) -> fx.Node:
-        """Insert nodes that compute [B, N] floats: the K highest live on. Image i must not depend on others."""
+    Attributes:
+        smallest_keep_ratio: the least share of the living tokens that a site can keep.
+    """
+
+    smallest_keep_ratio: float
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        """Insert nodes that compute kept [B, K] int64, ascending indices of living tokens, and owner [B, N] int64,
+        indices into `kept`; kept tokens own themselves. Image i must not depend on others."""
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         """FLOPs of those nodes for one image, matrix products only, as FlopCounterMode counts."""
+
+
+def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> tuple[fx.Node, fx.Node]:
+    """The K tokens of the highest priority [B, N]; the most similar of them, near ones preferred, own the others."""
+    kept = site.call("select", priority, site.kept)
+    owner = site.call("owners", site.feature, kept, site.position, site.grid[1], max(site.grid),
+                      config.neighbour_weight)
+    return kept, owner
+
+
+def owner_flops(shape: SiteShape, config: Config) -> sympy.Expr:
+    """FLOPs of the owners of `keep_highest`."""
+    return 2 * (shape.N - shape.K) * shape.K * (feature_width(shape, config) + AFFINITY_CHANNELS)
+
+
+def feature_width(shape: SiteShape, config: Config) -> int:
+    """Channels of `SiteNodes.feature`."""
+    return shape.D if config.feature == "keys" else shape.C

@@ -6,24 +6,28 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.strategies.base import SiteNodes, SiteShape
+from lvtp_fx.strategies.base import SiteNodes, SiteShape, keep_highest, owner_flops
 
 
 class Random:
     """A fixed pseudo-random ranking of places, another one at each number of living tokens."""
 
-    def priority(self, site: SiteNodes, config: Config) -> fx.Node:
-        return site.call("hashed", site.position, site.kept)
+    smallest_keep_ratio = 0.0
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        return keep_highest(site, site.call("hashed", site.position, site.kept), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return sympy.Integer(0)
+        return owner_flops(shape, config)
 
 
 class Grid:
     """Places spread evenly over the grid at every keep ratio."""
 
-    def priority(self, site: SiteNodes, config: Config) -> fx.Node:
-        return site.call("spread", site.position, site.grid[1])
+    smallest_keep_ratio = 0.0
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        return keep_highest(site, site.call("spread", site.position, site.grid[1]), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return sympy.Integer(0)
+        return owner_flops(shape, config)

@@ -13,23 +13,23 @@ from torch import fx
 
 from lvtp_fx.config import Config
 from lvtp_fx.ops.select import AFFINITY_CHANNELS
-from lvtp_fx.strategies.base import SiteNodes, SiteShape
+from lvtp_fx.strategies.base import SiteNodes, SiteShape, feature_width, keep_highest, owner_flops
+from lvtp_fx.strategies.scores import edge_node, entropy_flops, entropy_node
 
 
 class Lvtp:
     """The default strategy."""
 
-    def priority(self, site: SiteNodes, config: Config) -> fx.Node:
-        entropy = site.call(
-            "entropy", site.q, site.k, site.mask, site.scale, site.before, site.after, list(config.qs),
-            config.entropy_keys,
-        )
+    smallest_keep_ratio = 0.0
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        return keep_highest(site, self._priority(site, config), config)
+
+    def _priority(self, site: SiteNodes, config: Config) -> fx.Node:
+        entropy = entropy_node(site, config.qs, config.entropy_keys)
         rows, columns = site.grid
         sign = -1.0 if config.entropy_direction == "low" else 1.0
-        if site.image is None:
-            edges = site.call("blend", entropy, entropy, 0.0, 0.0)
-        else:
-            edges = site.call("compose", site.call("edges", site.image, rows, columns), site.position)
+        edges = edge_node(site)
         importance = site.call("blend", entropy, edges, sign * config.entropy_weight, config.edge_weight)
         cell = fitting_cell(config.cell, site.grid, site.kept)
         anchors = site.call("representatives", importance, site.position, rows, columns, *cell)
@@ -39,12 +39,11 @@ class Lvtp:
         )
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        n, ends = sympy.sympify(shape.N), shape.ends
-        keys = sympy.ceiling((n + ends) / config.entropy_keys)
-        entropy = 2 * shape.H * n * keys * shape.D
+        n = sympy.sympify(shape.N)
+        entropy = entropy_flops(shape, config)
         anchors = anchor_count(shape, config)
-        width = shape.D if config.feature == "keys" else shape.C
-        return entropy + 2 * n * anchors * (width + AFFINITY_CHANNELS)
+        ranking = 2 * n * anchors * (feature_width(shape, config) + AFFINITY_CHANNELS)
+        return entropy + ranking + owner_flops(shape, config)
 
 
 def fitting_cell(cell: tuple[int, int], grid: tuple[int, int], kept: int) -> tuple[int, int]:

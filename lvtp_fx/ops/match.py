@@ -1,0 +1,112 @@
+"""Matching tokens to partners that can stand for them: `lvtp.partners`, `lvtp.partners_across`, `lvtp.superpixels`.
+
+Letters: B batch, N tokens, K kept, C channels. A partner is an index into the same N tokens; a token that is its own
+partner can stand for others.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from lvtp_fx.ops.registry import op
+from lvtp_fx.ops.score import spread
+from lvtp_fx.ops.select import affinity, placed, rows, select
+
+_JUMPS = 5  # doublings: a chain of up to 32 partners is followed to its end
+
+
+@op("partners(Tensor feature) -> Tensor")
+def partners(feature: torch.Tensor) -> torch.Tensor:
+    """For each token the other token that is most similar to it: [B, N] int64, from features [B, N, C]."""
+    unit = F.normalize(feature.float(), dim=-1)
+    similarity = torch.matmul(unit, unit.transpose(1, 2))
+    itself = torch.eye(similarity.shape[1], dtype=torch.bool, device=feature.device)
+    return torch.nan_to_num(similarity, nan=-2.0).masked_fill(itself, -3.0).argmax(-1)
+
+
+@op("partners_across(Tensor feature) -> Tensor")
+def partners_across(feature: torch.Tensor) -> torch.Tensor:
+    """Tokens alternate between two sets; one of the first gets the most similar one of the second: [B, N] int64.
+
+    Tokens of the second set (odd places) are their own partners. A single token is its own.
+    """
+    B, N, _ = feature.shape
+    unit = F.normalize(feature.float(), dim=-1)
+    itself = torch.arange(N, device=feature.device).expand(B, N)
+    if N < 2:
+        return itself
+    similarity = torch.matmul(unit[:, ::2], unit[:, 1::2].transpose(1, 2))
+    across = 2 * torch.nan_to_num(similarity, nan=-2.0).argmax(-1) + 1
+    return itself.scatter(1, itself[:, ::2], across)
+
+
+@op("superpixels(Tensor feature, Tensor position, int columns, int reach, int count, int rounds,"
+    " float neighbour_weight) -> Tensor")
+def superpixels(
+    feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int, count: int, rounds: int,
+    neighbour_weight: float,
+) -> torch.Tensor:
+    """k-means over features and places from evenly spread seeds; partner is the cluster's most central token.
+
+    Args:
+        feature: [B, N, C]. position: [B, N] int64. count: clusters, <= N. rounds: of assigning and averaging, >= 1.
+
+    Returns:
+        [B, N] int64. At most `count` tokens are their own partners: a cluster may end empty.
+    """
+    keyed = placed(feature, position, columns, reach)
+    B, N, C = keyed.shape
+    centre = rows(keyed, select(spread(position, columns), count))
+    for _ in range(rounds):
+        cluster = torch.nan_to_num(affinity(keyed, centre, neighbour_weight), nan=-1e30).argmax(-1)  # [B, N]
+        into = cluster.unsqueeze(-1).expand(-1, -1, C)
+        number = keyed.new_zeros(B, count).scatter_add(1, cluster, keyed.new_ones(B, N)).unsqueeze(-1)
+        mean = torch.zeros_like(centre).scatter_add(1, into, keyed) / number.clamp(min=1)
+        # The mean of unit vectors is none, and the last channel is the square of the two before it.
+        unit, place = F.normalize(mean[..., :-3], dim=-1), mean[..., -3:-1]
+        mean = torch.cat([unit, place, place.square().sum(-1, keepdim=True)], dim=-1)
+        centre = torch.where(number > 0, mean, centre)
+    close = (keyed[..., :-3] * rows(centre[..., :-3], cluster)).sum(-1)
+    best = close.new_full((B, count), -torch.inf).scatter_reduce(1, cluster, close, "amax")
+    index = torch.arange(N, device=feature.device).expand(B, N)
+    central = torch.where(close >= torch.gather(best, 1, cluster), index, N)
+    medoid = central.new_full((B, count), N).scatter_reduce(1, cluster, central, "amin")
+    return torch.gather(medoid, 1, cluster).clamp(max=N - 1)
+
+
+@op("pair_rank(Tensor feature, Tensor partner, float unpaired) -> Tensor")
+def pair_rank(feature: torch.Tensor, partner: torch.Tensor, unpaired: float) -> torch.Tensor:
+    """Priority of each token to live on: [B, N] float32.
+
+    First come tokens that are their own partners, and of two that are each other's the earlier one. Then the others,
+    the least similar to their partner first; `unpaired` is added to the priority of those whose partner has another.
+    """
+    unit = F.normalize(feature.float(), dim=-1)
+    similarity = (unit * rows(unit, partner)).sum(-1)
+    index = torch.arange(partner.shape[1], device=partner.device)
+    back = torch.gather(partner, 1, partner)
+    priority = torch.where(back == index, -similarity, unpaired - similarity)
+    return priority.masked_fill((back == index) & (index <= partner), torch.inf)
+
+
+@op("owners_of(Tensor partner, Tensor kept) -> Tensor")
+def owners_of(partner: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """For each token the kept one that its chain of partners leads to, as an index into `kept`: [B, N] int64.
+
+    Where the chain leads to no kept token, the nearest kept one before it in the order of tokens (or the first).
+    """
+    lives = torch.zeros_like(partner).scatter(1, kept, 1)
+    index = torch.arange(partner.shape[1], device=partner.device).expand_as(partner)
+    step = torch.where(lives.bool(), index, partner)
+    for _ in range(_JUMPS):
+        step = torch.gather(step, 1, step)
+    return torch.gather(lives.cumsum(1) - 1, 1, step).clamp(min=0)
+
+
+@op("owners_fused(Tensor priority, Tensor kept) -> Tensor")
+def owners_fused(priority: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """One kept token, that of the lowest priority, stands for all dropped ones: [B, N] int64 into `kept`."""
+    K = kept.shape[1]
+    host = torch.gather(priority, 1, kept).argmin(-1, keepdim=True).expand_as(priority)
+    return host.scatter(1, kept, torch.arange(K, device=kept.device).expand_as(kept))

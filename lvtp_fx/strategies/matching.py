@@ -1,0 +1,70 @@
+"""Strategies that pair similar tokens up: a token lives on where nothing else can stand for it."""
+
+from __future__ import annotations
+
+import sympy
+from torch import fx
+
+from lvtp_fx.config import Config
+from lvtp_fx.ops.select import AFFINITY_CHANNELS
+from lvtp_fx.strategies.base import SiteNodes, SiteShape, feature_width
+
+ROUNDS = 5  # of the k-means of `Superpixels`
+
+
+class Bipartite:
+    """Every other token may be merged into the most similar of those in between, the most similar pairs first.
+
+    After ToMe (arXiv 2210.09461, section 3): meant for a few tokens after every block, at most half at once.
+    """
+
+    smallest_keep_ratio = 0.5
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        return _decide(site, site.call("partners_across", site.feature), 0.0)
+
+    def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
+        first = sympy.ceiling(sympy.sympify(shape.N) / 2)
+        return 2 * first * (shape.N - first) * feature_width(shape, config)
+
+
+class Mutual:
+    """Of two tokens that are each other's most similar, one may be merged into the other; then tokens that are merely
+    similar to another.
+
+    After the description of MPM (arXiv 2604.05718), whose code is not public.
+    """
+
+    smallest_keep_ratio = 0.0
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS)
+
+    def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
+        return 2 * shape.N**2 * feature_width(shape, config)
+
+
+class Superpixels:
+    """k-means of features and places into K clusters; the most central token of each lives on.
+
+    After Expedite (arXiv 2210.01035, section 3.2), with the whole grid in place of its windows.
+    """
+
+    smallest_keep_ratio = 0.0
+
+    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+        partner = site.call("superpixels", site.feature, site.position, site.grid[1], max(site.grid), site.kept,
+                            ROUNDS, config.neighbour_weight)
+        return _decide(site, partner, 0.0)
+
+    def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
+        return 2 * ROUNDS * shape.N * shape.K * (feature_width(shape, config) + AFFINITY_CHANNELS)
+
+
+_AFTER_PAIRS = 3.0  # more than cosines differ by
+
+
+def _decide(site: SiteNodes, partner: fx.Node, unpaired: float) -> tuple[fx.Node, fx.Node]:
+    """The least replaceable tokens live on; each dropped one is merged into its partner."""
+    kept = site.call("select", site.call("pair_rank", site.feature, partner, unpaired), site.kept)
+    return kept, site.call("owners_of", partner, kept)
