@@ -2,6 +2,7 @@
 
 from lvtp_fx.api import explain, transform
 from lvtp_fx.by_size import BySize
+from lvtp_fx.calibrate import calibrate
 from lvtp_fx.config import Config
 from lvtp_fx.decisions import Decision, decisions
 from lvtp_fx.errors import LvtpError
@@ -9,6 +10,6 @@ from lvtp_fx.report import Report
 from lvtp_fx.verify import Verification, verify
 
 __all__ = [
-    "BySize", "Config", "Decision", "LvtpError", "Report", "Verification", "decisions", "explain", "transform",
-    "verify",
+    "BySize", "Config", "Decision", "LvtpError", "Report", "Verification", "calibrate", "decisions", "explain",
+    "transform", "verify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -44,14 +45,11 @@ def transform(
         LvtpError: with a stable code; see `lvtp_fx.errors.Code`.
     """
     options = resolve(config, overrides)
-    captured = _captured(model, example_inputs)
-    dense_flops = _flops(captured, captured.module)
-    plan = _analysed(captured, options)
-    if plan.trunk is None:
-        raise refuse_unmatched(plan)
-    plan = _rewritten(plan, dense_flops)
+    prepared = prepare(model, example_inputs, options)
+    plan = rewritten(prepared, options)
     module = pipeline.finish(plan)
-    report = summarise(plan, captured, dense_flops, _flops(captured, module))
+    captured = prepared.captured
+    report = summarise(plan, captured, prepared.dense_flops, _flops(captured, module))
     module.meta[RECORD] = plan.record or Record(options)
     setattr(module, "report", report)  # noqa: B010  (mypy takes attributes of modules for tensors)
     # deepcopy of a GraphModule keeps only the attributes named here.
@@ -68,16 +66,47 @@ def explain(
     A refusal of the graph or of the options' figures is in `Report.refused`; what cannot be captured at all raises.
     """
     options = resolve(config, overrides)
-    captured = _captured(model, example_inputs)
-    dense_flops = _flops(captured, captured.module)
-    plan = _analysed(captured, options)
-    if plan.trunk is None:
-        return summarise(plan, captured, dense_flops, dense_flops, str(refuse_unmatched(plan)))
+    prepared = prepare(model, example_inputs, options)
+    captured, dense_flops, plan = prepared.captured, prepared.dense_flops, prepared.plan
     try:
-        plan = _rewritten(plan, dense_flops)
+        plan = rewritten(prepared, options)
     except LvtpError as refusal:
         return summarise(plan, captured, dense_flops, dense_flops, str(refusal))
     return summarise(plan, captured, dense_flops, _flops(captured, pipeline.finish(plan)))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, captured and analysed: what does not depend on the wanted cut.
+
+    Attributes:
+        dense_flops: of one image.
+    """
+
+    captured: Capture
+    dense_flops: float
+    plan: Plan
+
+
+def prepare(model: nn.Module | ExportedProgram | Capture, example_inputs: Any, config: Config) -> Prepared:
+    """Capture and analyse; the plan has no trunk where no attention was matched."""
+    captured = _captured(model, example_inputs)
+    plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
+    return Prepared(captured, _flops(captured, captured.module), plan)
+
+
+def rewritten(prepared: Prepared, config: Config) -> Plan:
+    """The plan with a pruned graph, or without one where nothing is to be pruned.
+
+    Raises:
+        LvtpError: LVTP102 where no attention was matched; as the passes.
+    """
+    plan = replace(prepared.plan, config=config)
+    if plan.trunk is None:
+        raise refuse_unmatched(plan)
+    if config.flops_cut == 0 and config.keep_ratio is None:
+        return plan
+    return pipeline.run(pipeline.rewrite(prepared.dense_flops), plan)
 
 
 def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Capture:
@@ -91,16 +120,6 @@ def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Captu
         )
     args, kwargs = example_inputs.resolve(model, given)
     return capture(model, args, kwargs)
-
-
-def _analysed(captured: Capture, config: Config) -> Plan:
-    return pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
-
-
-def _rewritten(plan: Plan, dense_flops: float) -> Plan:
-    if plan.config.flops_cut == 0 and plan.config.keep_ratio is None:
-        return plan
-    return pipeline.run(pipeline.rewrite(dense_flops), plan)
 
 
 def _flops(captured: Capture, module: nn.Module) -> float:

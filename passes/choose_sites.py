@@ -39,13 +39,17 @@ class ChooseSites:
 
 
 def automatic(trunk: Trunk) -> tuple[int, ...]:
-    """Up to three blocks in the first half of the depth, each at a state of its own, never the last one."""
-    states = [b.state for b in trunk.blocks]
-    distinct = [states.index(s) for s in dict.fromkeys(states) if s is not trunk.states[-1]]
-    if len(distinct) > 1:
-        distinct = distinct[:-1]  # after the last attention only one MLP is left to save
+    """Up to three blocks in the first half of the depth."""
+    distinct = places(trunk)
     picks = {max(0, round(share * (len(distinct) + 1)) - 1) for share in _SHARES}
     return tuple(distinct[p] for p in sorted(picks) if p < len(distinct))
+
+
+def places(trunk: Trunk) -> tuple[int, ...]:
+    """Blocks after which it pays to drop tokens: each at a state of its own, never the last one."""
+    states = [b.state for b in trunk.blocks]
+    distinct = [states.index(s) for s in dict.fromkeys(states) if s is not trunk.states[-1]]
+    return tuple(distinct[:-1] if len(distinct) > 1 else distinct)  # after the last attention only one MLP is left
 
 
 def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:

@@ -24,11 +24,13 @@ class SolveCounts:
 
     Attributes:
         dense_flops: FLOPs of one image through the captured graph, as FlopCounterMode counts them.
+        weights: how much of the cut each site takes, > 0; None for the same keep ratio at all sites.
 
     Requires: `sites`, `spaces`. Ensures: `sites` with `parent` and `kept`.
     """
 
     dense_flops: float
+    weights: tuple[float, ...] | None = None
     name: ClassVar[str] = "solve_counts"
 
     def __call__(self, plan: Plan) -> Plan:
@@ -67,14 +69,17 @@ class SolveCounts:
         )
 
     def _solve(self, plan: Plan) -> tuple[int, ...]:
+        """Kept counts at the largest keep ratio r that meets the cut; site i keeps r ** weight[i]."""
+        weights = self.weights or (1.0,) * len(plan.sites)
+        least = get(plan.config.strategy).smallest_keep_ratio
         symbols = cost.counts(plan)
         saved = sympy.lambdify(symbols, cost.saved_flops(plan), modules="math")
         wanted = plan.config.flops_cut * self.dense_flops
 
         def counts_at(ratio: float) -> tuple[int, ...]:
-            return _counts(plan, (ratio,) * len(plan.sites))
+            return _counts(plan, tuple(max(least, ratio**weight) for weight in weights))
 
-        low, high = max(_SMALLEST, get(plan.config.strategy).smallest_keep_ratio), 1.0
+        low, high = max(_SMALLEST, least), 1.0
         if saved(*counts_at(low)) < wanted:
             raise self._unreachable(plan, saved, counts_at)
         for _ in range(40):

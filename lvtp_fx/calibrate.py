@@ -1,0 +1,103 @@
+"""`calibrate`: find sites and keep ratios for a model, on some of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from lvtp_fx import example_inputs
+from lvtp_fx.api import prepare
+from lvtp_fx.capture import Capture
+from lvtp_fx.config import Config, resolve
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.example_inputs import Inputs
+from lvtp_fx.progress import progress_bar
+from lvtp_fx.search import Trial, deepest, search
+
+
+def calibrate(
+    model: nn.Module | ExportedProgram | Capture, images: torch.Tensor | Sequence[Any], *,
+    labels: torch.Tensor | Sequence[torch.Tensor] | None = None, flops_cut: float | None = None,
+    max_drop: float | None = None, config: Config | None = None, passes: int = 600,
+    progress: Callable[[int, int], None] | None = None, **overrides: Any,
+) -> Config:
+    """Find after which blocks to drop tokens, and how many at each.
+
+    Schedules spread over the depth are tried on a few images, the better half on twice as many, and so on; then the
+    best one is changed step by step (sites moved, added, left out; the cut shared out otherwise) while that helps. The
+    default schedule is among the candidates to the last, so that the result is never worse on `images`.
+
+    Args:
+        model: as of `transform`; it is not changed.
+        images: of the kind that the model will meet: one tensor [M, ...] of images, or a sequence of example inputs as
+            `transform` takes them, each a batch. 16 to 64 images are enough. Nothing else is needed: a schedule is as
+            good as its outputs agree with the dense model's (`lvtp_fx.likeness.likeness`).
+        labels: with them, as good as its mean IoU: integers [M, h, w], or one tensor a batch; a label that is no class
+            is left out.
+        flops_cut: wanted share of FLOPs to save; or
+        max_drop: what may be lost, a share in (0, 1): of pixels that change their class, with labels of mean IoU. The
+            largest cut that keeps to it is looked for.
+        config: other options; overrides: single fields.
+        passes: how many images are run through the model and its pruned forms, at most.
+        progress: called with (images done, `passes`); without it a bar is shown where rich is installed and stderr is
+            a terminal.
+
+    Returns:
+        A `Config` for `transform`, with sites and one keep ratio a site.
+
+    Raises:
+        LvtpError: LVTP201 where not exactly one of flops_cut and max_drop is given, or too few passes; LVTP105 for no
+            images, or labels that do not fit them; LVTP202 where a cut or a drop cannot be reached; and as `transform`.
+    """
+    base = resolve(config, {**overrides, "keep_ratio": None, "sites": "auto"})
+    _check(flops_cut, max_drop)
+    batches = _batches(images)
+    prepared = prepare(model, batches[0], base)
+    inputs = [example_inputs.resolve(prepared.captured.module, batch) for batch in batches]
+    with progress_bar("calibrating", passes, progress) as show:
+        trial = Trial(prepared, base, inputs, _labels(labels, inputs), passes, show)
+        if flops_cut is not None:
+            return trial.config(search(trial, resolve(base, {"flops_cut": flops_cut}).flops_cut))
+        assert max_drop is not None
+        return trial.config(deepest(trial, max_drop))
+
+
+def _batches(images: torch.Tensor | Sequence[Any]) -> list[Any]:
+    batches = list(images.split(1)) if isinstance(images, torch.Tensor) else list(images)
+    if not batches:
+        raise _bad("images", "one image or more", "none", "schedules are compared on them")
+    return batches
+
+
+def _labels(labels: torch.Tensor | Sequence[torch.Tensor] | None, inputs: Sequence[Inputs]) -> list[torch.Tensor]:
+    if labels is None:
+        return []
+    found = list(labels.split(1)) if isinstance(labels, torch.Tensor) else list(labels)
+    if len(found) != len(inputs):
+        raise _bad("labels", f"{len(inputs)}, one for each of `images`", f"{len(found)}", "they are paired in order")
+    return found
+
+
+def _bad(where: str, expected: str, got: str, why: str) -> LvtpError:
+    return LvtpError(
+        Code.BAD_EXAMPLE, where=f"calibrate.{where}", expected=expected, got=got, why=why,
+        hint="calibrate(model, images, labels=labels, flops_cut=0.35) with images [M, 3, H, W] and labels [M, H, W]",
+    )
+
+
+def _check(flops_cut: float | None, max_drop: float | None) -> None:
+    if (flops_cut is None) == (max_drop is None):
+        raise LvtpError(
+            Code.CONFIG_OUT_OF_RANGE, where="calibrate", expected="one of flops_cut and max_drop",
+            got="neither" if flops_cut is None else "both", why="it says what to look for",
+            hint="calibrate(model, images, flops_cut=0.35), or max_drop=0.01",
+        )
+    if max_drop is not None and not 0 < max_drop < 1:
+        raise LvtpError(
+            Code.CONFIG_OUT_OF_RANGE, where="calibrate.max_drop", expected="a share in (0, 1)", got=repr(max_drop),
+            why="it is a share of pixels, or of mean IoU", hint="max_drop=0.01",
+        )
