@@ -39,8 +39,8 @@ class Trial:
         passes: how many images may be run; show: told how many were.
 
     Raises:
-        LvtpError: LVTP102 without a trunk; LVTP105 for outputs or labels that cannot be compared; LVTP201 where `passes`
-            does not suffice for the dense model and the default schedule.
+        LvtpError: LVTP102 without a trunk; LVTP105 for outputs or labels that cannot be compared; LVTP201 where
+            `passes` does not suffice for the dense model and the default schedule.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class Trial:
 
 
 def search(trial: Trial, flops_cut: float) -> Choice:
-    """The best schedule found at a cut. Half of the passes go to schedules spread over the depth, half to steps from the
-    best of them.
+    """The best schedule found at a cut. Half of the passes go to schedules spread over the depth, half to steps from
+    the best of them.
 
     Raises:
         LvtpError: LVTP202 where no schedule reaches the cut.
@@ -245,6 +245,6 @@ def _holds(trial: Trial, choice: Choice, floor: float) -> bool:
 
 def _incomparable(what: str) -> LvtpError:
     return LvtpError(
-        Code.BAD_EXAMPLE, where="calibrate", expected="outputs that can be compared, and labels that fit them", got=what,
+        Code.BAD_EXAMPLE, where="calibrate", expected="outputs to compare, and labels that fit them", got=what,
         why="schedules are ranked by what comes out", hint="images alone, or labels [M, H, W] of a segmenter's classes",
     )

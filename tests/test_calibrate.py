@@ -1,4 +1,4 @@
-"""`calibrate`: it finds schedules that are no worse than the default, within its passes, and refuses what it cannot do."""
+"""`calibrate`: schedules no worse than the default, found within the passes, and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from lvtp_fx.schedules import Schedule, default_schedule, neighbours, spread_schedules
-from tests.draws import normal
+from tests.draws import integers, normal
 
 CLASSES = 3
 IMAGES = normal(1, 6, 3, 64, 64, dtype=torch.float32)
@@ -132,7 +132,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unreachable": ({"flops_cut": 0.95}, r"(?s)LVTP202.*at Config.flops_cut\n  expected: at most 0\.\d+ .*got: 0.95"),
     "no drop": ({"max_drop": 1e-9}, r"(?s)LVTP202.*at calibrate.max_drop\n  expected: a cut of 0\.\d+ or more\n"
                                     r"  got: more than 1e-09 lost at 0\.\d+"),
-    "passes": ({"flops_cut": 0.2, "passes": 23}, r"(?s)LVTP201.*at calibrate.passes\n  expected: at least 24\n  got: 23"),
+    "passes": ({"flops_cut": 0.2, "passes": 23},
+               r"(?s)LVTP201.*at calibrate.passes\n  expected: at least 24\n  got: 23"),
     "labels": ({"flops_cut": 0.2, "labels": torch.zeros(5, 64, 64, dtype=torch.int64)},
                r"(?s)LVTP105.*at calibrate.labels\n  expected: 6, one for each of `images`\n  got: 5"),
     "float labels": ({"flops_cut": 0.2, "labels": torch.zeros(6, 64, 64)},
@@ -188,7 +189,7 @@ def test_a_tilt_takes_more_from_the_first_sites_at_the_same_cut(captured: Captur
 
 
 def test_mean_iou_of_tallies_is_that_of_the_meter() -> None:
-    logits, label = normal(3, 4, CLASSES, 8, 8), torch.randint(0, 5, (4, 8, 8), generator=torch.Generator().manual_seed(0))
+    logits, label = normal(3, 4, CLASSES, 8, 8), integers(0, 5, 4, 8, 8)
     label[label == 4] = 255
     meter = SegmentationMeter(CLASSES, ignore_index=3)
     meter.update(logits.argmax(1), torch.where(label == 255, 3, label))
