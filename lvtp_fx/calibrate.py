@@ -11,12 +11,13 @@ from torch.export import ExportedProgram
 
 from lvtp_fx import example_inputs
 from lvtp_fx.api import prepare
+from lvtp_fx.calibration.progress import progress_bar
+from lvtp_fx.calibration.search import deepest, search
+from lvtp_fx.calibration.trial import Trial
 from lvtp_fx.capture import Capture
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
-from lvtp_fx.progress import progress_bar
-from lvtp_fx.search import Trial, deepest, search
 
 
 def calibrate(
@@ -35,7 +36,7 @@ def calibrate(
         model: as of `transform`; it is not changed.
         images: of the kind that the model will meet: one tensor [M, ...] of images, or a sequence of example inputs as
             `transform` takes them, each a batch. 16 to 64 images are enough. Nothing else is needed: a schedule is as
-            good as its outputs agree with the dense model's (`lvtp_fx.likeness.likeness`).
+            good as its outputs agree with the dense model's (`lvtp_fx.calibration.likeness.likeness`).
         labels: with them, as good as its mean IoU: integers [M, h, w], or one tensor a batch; a label that is no class
             is left out.
         flops_cut: wanted share of FLOPs to save; or

@@ -10,13 +10,13 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.api import prepare
+from lvtp_fx.calibration.likeness import likeness, miou, reference, tally
+from lvtp_fx.calibration.schedules import Schedule, default_schedule, neighbours, spread_schedules
 from lvtp_fx.capture import Capture, capture
 from lvtp_fx.config import Config
-from lvtp_fx.likeness import likeness, miou, reference, tally
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
-from lvtp_fx.schedules import Schedule, default_schedule, neighbours, spread_schedules
 from tests.draws import integers, normal
 
 CLASSES = 3

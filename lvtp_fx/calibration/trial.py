@@ -1,0 +1,131 @@
+"""Schedules tried on images: each is run once on each image, and what came out is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from lvtp_fx.api import Prepared, rewritten
+from lvtp_fx.calibration.likeness import likeness, miou, reference, tally
+from lvtp_fx.calibration.schedules import Schedule
+from lvtp_fx.capture import batch_size
+from lvtp_fx.config import Config
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.example_inputs import Inputs
+from lvtp_fx.passes import pipeline
+from lvtp_fx.passes.find_trunk import refuse_unmatched
+from lvtp_fx.plan import Trunk
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A schedule at a cut."""
+
+    schedule: Schedule
+    flops_cut: float
+
+
+class Trial:
+    """Runs choices on images and remembers what came out.
+
+    Args:
+        labels: none, or one for each of `inputs`.
+        passes: how many images may be run; show: told how many were.
+
+    Raises:
+        LvtpError: LVTP102 without a trunk; LVTP105 for outputs or labels that cannot be compared; LVTP201 where
+            `passes` does not suffice for the dense model and the default schedule.
+    """
+
+    def __init__(
+        self, prepared: Prepared, base: Config, inputs: Sequence[Inputs], labels: Sequence[torch.Tensor],
+        passes: int, show: Callable[[int], None],
+    ) -> None:
+        if prepared.plan.trunk is None:
+            raise refuse_unmatched(prepared.plan)
+        self.prepared, self.base, self.inputs, self.labels = prepared, base, inputs, labels
+        self.trunk: Trunk = prepared.plan.trunk
+        self.sizes = [batch_size(*each) for each in inputs]
+        if passes < 4 * sum(self.sizes):
+            raise LvtpError(
+                Code.CONFIG_OUT_OF_RANGE, where="calibrate.passes", expected=f"at least {4 * sum(self.sizes)}",
+                got=f"{passes}", why="four times the images: the dense model, the default and two more at the least",
+                hint="more passes, or fewer images",
+            )
+        self.left, self.passes, self.show = passes, passes, show
+        self.configs: dict[Choice, Config] = {}
+        self.modules: dict[Choice, fx.GraphModule] = {}
+        self.found: dict[Choice, list[torch.Tensor]] = {}  # by choice, for each image: likeness [] or counts [C, C]
+        self.dense: list[list[torch.Tensor]] = []
+        self.dense_found = [self._dense(i) for i in range(len(inputs))]
+
+    def config(self, choice: Choice) -> Config:
+        """For `transform`.
+
+        Raises:
+            LvtpError: LVTP202 where the schedule cannot reach the cut.
+        """
+        if choice not in self.configs:
+            self.configs[choice] = choice.schedule.config(
+                self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut)
+        return self.configs[choice]
+
+    def cost(self, choice: Choice, count: int) -> int:
+        """Images yet to run for `quality`."""
+        return sum(self.sizes[len(self.found.get(choice, [])) : count])
+
+    def quality(self, choice: Choice, count: int) -> float:
+        """On the first `count` of the inputs: likeness to the dense outputs, or mean IoU."""
+        found = self.found.setdefault(choice, [])
+        for i in range(len(found), count):
+            output = self._run(self._module(choice), i)
+            found.append(self._tally(output, i) if self.labels else torch.tensor(likeness(output, self.dense[i])))
+        return self._mean(found[:count])
+
+    def dense_quality(self) -> float:
+        return self._mean(self.dense_found) if self.labels else 1.0
+
+    def drop(self, modules: Sequence[Choice]) -> None:
+        """Forget the graphs of choices that are out; what they scored is kept."""
+        for choice in modules:
+            self.modules.pop(choice, None)
+
+    def _mean(self, found: Sequence[torch.Tensor]) -> float:
+        return miou(torch.stack(list(found)).sum(0)) if self.labels else float(torch.stack(list(found)).mean())
+
+    def _module(self, choice: Choice) -> fx.GraphModule:
+        if choice not in self.modules:
+            self.modules[choice] = pipeline.finish(rewritten(self.prepared, self.config(choice)))
+        return self.modules[choice]
+
+    def _run(self, module: fx.GraphModule, i: int) -> object:
+        args, kwargs = self.inputs[i]
+        with torch.no_grad():
+            output = module(*args, **kwargs)
+        self.left -= self.sizes[i]
+        self.show(self.passes - self.left)
+        return output
+
+    def _dense(self, i: int) -> torch.Tensor:
+        output = self._run(self.prepared.captured.module, i)
+        try:
+            self.dense.append(reference(output))
+        except ValueError as error:
+            raise _incomparable(str(error)) from None
+        return self._tally(output, i) if self.labels else torch.tensor(1.0)
+
+    def _tally(self, output: object, i: int) -> torch.Tensor:
+        try:
+            return tally(output, self.labels[i])
+        except ValueError as error:
+            raise _incomparable(str(error)) from None
+
+
+def _incomparable(what: str) -> LvtpError:
+    return LvtpError(
+        Code.BAD_EXAMPLE, where="calibrate", expected="outputs to compare, and labels that fit them", got=what,
+        why="schedules are ranked by what comes out", hint="images alone, or labels [M, H, W] of a segmenter's classes",
+    )
