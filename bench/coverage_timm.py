@@ -124,7 +124,9 @@ def _model(name: str, wrapper: type[nn.Module]) -> Model:
             model(**inputs(1))  # the lazy layer
         return model
 
-    return Model(f"{name} {wrapper.__name__.lower()}", make, inputs)
+    # Where four blocks come after a whole ResNet, less can be saved.
+    flops_cut = 0.1 if re.search(r"_r\d+_s\d+_", name) else 0.2
+    return Model(f"{name} {wrapper.__name__.lower()}", make, inputs, flops_cut)
 
 
 def fingerprint(model: nn.Module) -> frozenset[object]:
