@@ -25,8 +25,8 @@ class Config:
         flops_cut: wanted share of the whole model's FLOPs to save, in [0, 1), as torch's FlopCounterMode counts
             them, inserted nodes included; the keep ratio is solved from it. Not used where `keep_ratio` is given.
         keep_ratio: share in (0, 1] of the living tokens that each site keeps; one number, or one a site.
-        sites: "auto", or indices of the blocks after whose attention tokens are reduced (negative ones count
-            from the end).
+        sites: blocks after whose attention tokens are reduced: "auto" (up to three in the first half), "every" (all but
+            the last), or indices (negative ones count from the end).
         strategy: name of the reduction strategy that ranks the tokens (`lvtp_fx.strategies`).
         reduce: "merge": a kept token becomes the size-weighted mean of the tokens it owns; "select": it stays.
         proportional_attention: a token that owns s tokens is attended to with log s added to its score.
@@ -48,7 +48,7 @@ class Config:
 
     flops_cut: float = 0.35
     keep_ratio: float | tuple[float, ...] | None = None
-    sites: Literal["auto"] | tuple[int, ...] = "auto"
+    sites: Literal["auto", "every"] | tuple[int, ...] = "auto"
     strategy: str = "lvtp"
     reduce: Reduce = "merge"
     proportional_attention: bool = True
@@ -84,10 +84,10 @@ class Config:
             _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
 
     def _check_choices(self) -> None:
-        if self.sites != "auto" and not (
+        if self.sites not in ("auto", "every") and not (
             isinstance(self.sites, tuple) and self.sites and all(_integer(s) for s in self.sites)
         ):
-            _refuse("sites", '"auto" or block indices', self.sites, "sites=(2, 5, 8)")
+            _refuse("sites", '"auto", "every" or block indices', self.sites, "sites=(2, 5, 8)")
         for name, choices in (("strategy", STRATEGIES), ("reduce", get_args(Reduce)),
                               ("restore", get_args(Restore)), ("feature", get_args(Feature)),
                               ("entropy_direction", ("low", "high"))):

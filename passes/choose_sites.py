@@ -32,7 +32,10 @@ class ChooseSites:
         trunk = plan.trunk
         count = trunk.grid[0] * trunk.grid[1]
         given = plan.config.sites
-        indices = automatic(trunk) if given == "auto" else _given(given, trunk)
+        if given == "auto":
+            indices = automatic(trunk)
+        else:
+            indices = places(trunk) if given == "every" else _given(given, trunk)
         if not indices:
             raise _nothing_to_save(trunk)
         return replace(plan, sites=tuple(Site(i, count, count) for i in indices))

@@ -334,6 +334,7 @@ def chosen(plan: Plan, sites: str | tuple[int, ...]) -> list[int]:
 
 def test_automatic_sites_lie_in_the_first_half(plain: Plan) -> None:
     assert chosen(plain, "auto") == [0, 1, 2]
+    assert chosen(plain, "every") == list(range(len(trunk_of(plain).blocks) - 1))
 
 
 def test_automatic_sites_of_parallel_blocks_are_at_states_of_their_own(parallel: Plan) -> None:
