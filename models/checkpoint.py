@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 
 
@@ -83,12 +84,12 @@ class TimmLinear(nn.Module):
 
 
 def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
-    """The model, in eval mode on the CPU, and its spec.
+    """The model, in eval mode on the CPU, and its spec. Weights stored in another float type become the model's.
 
     Raises:
         FileNotFoundError: where the folder or one of its files is missing.
         ImportError: where the model is timm's, and timm is not installed.
-        ValueError: where model.json is not JSON, lacks a field, or describes neither kind of model, or where
+        ValueError: where model.json is not JSON, lacks a field, or describes no kind of model, or where
             the weights are not those of the model.
     """
     folder = Path(folder)
@@ -99,7 +100,7 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
                 "(how to build the model) and model.safetensors (its weights)")
     try:
         card = json.loads((folder / "model.json").read_text())
-        spec, model = _spec(card), _model(card)
+        model, spec = build(card)
     except KeyError as error:
         raise ValueError(f"{folder / 'model.json'} has no or a wrong {error}") from error
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # timm raises the first two
@@ -109,6 +110,20 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder / 'model.safetensors'} does not fit model.json: {error}") from error
     return model.eval(), spec
+
+
+def build(card: Mapping[str, Any]) -> tuple[nn.Module, Spec]:
+    """The model that the content of a model.json describes, with random weights, and its spec.
+
+    The fields `segmenter` (those of SegmenterConfig), or `timm_name` and `timm_kwargs` say which model it is: with
+    `head`, a key of `HEADS`, it is `timm_segmenter`'s, without one `TimmLinear`.
+
+    Raises:
+        ImportError: the model is timm's, and timm is not installed.
+        KeyError: a field is missing.
+        AttributeError, RuntimeError, TypeError, ValueError: a field's value is none that a model can be built of.
+    """
+    return _model(card), _spec(card)
 
 
 def _spec(card: Mapping[str, Any]) -> Spec:
@@ -123,6 +138,8 @@ def _model(card: Mapping[str, Any]) -> nn.Module:
         return Segmenter(SegmenterConfig(**card["segmenter"]))
     if "timm_name" in card:
         kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in card["timm_kwargs"].items()}
+        if "head" in card:
+            return timm_segmenter(card["timm_name"], card["head"], card["classes"], **kwargs)
         return TimmLinear(card["timm_name"], kwargs, tuple(card["img_size"]), card["classes"])
     raise ValueError("it names neither 'segmenter' nor 'timm_name'")
 

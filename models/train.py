@@ -7,7 +7,6 @@ Needs `lvtp_fx[demo]`.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,6 +24,7 @@ from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.run_state import load_state, save_state
 from lvtp_fx.models.scenes import CLASS_NAMES, make_batch, make_scene
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig, normalize
+from lvtp_fx.models.training import Optimised, progress_bar, warmup_cosine
 
 HELD_OUT = 1_000_000_000  # training scenes have seeds below it, held-out scenes from it on
 STAGES = ("128:1200:0.001", "192:240:0.0005")  # of the bundled checkpoint, as is BATCH
@@ -67,11 +65,7 @@ class Stage:
 
 def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up over a twentieth of the stage, then cosine."""
-    warm = max(1, stage.steps // 20)
-    if step < warm:
-        return stage.lr * (step + 1) / warm
-    phase = (step - warm) / max(1, stage.steps - warm)
-    return stage.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * phase)))
+    return warmup_cosine(stage.lr, stage.steps, step)
 
 
 def resized(state: dict[str, torch.Tensor], config: SegmenterConfig) -> dict[str, torch.Tensor]:
@@ -99,7 +93,7 @@ def evaluate(model: nn.Module, size: int, scenes: int, batch: int = 8) -> Segmen
     """
     _check_positive(scenes=scenes, batch=batch)
     meter = SegmentationMeter(len(CLASS_NAMES))
-    with torch.inference_mode(), _progress() as progress:
+    with torch.inference_mode(), progress_bar() as progress:
         for first in progress.track(range(0, scenes, batch), description=f"{scenes} held-out scenes"):
             seeds = range(HELD_OUT + first, HELD_OUT + min(scenes, first + batch))
             images, labels = make_batch(seeds, size)
@@ -107,47 +101,20 @@ def evaluate(model: nn.Module, size: int, scenes: int, batch: int = 8) -> Segmen
     return meter
 
 
-class Trainer:
+class Trainer(Optimised[Segmenter]):
     """Model, averaged weights and optimiser of one stage, and where it stands."""
 
     def __init__(self, config: SegmenterConfig, state: dict[str, torch.Tensor] | None, average: float) -> None:
-        self.model = Segmenter(config)
+        model = Segmenter(config)
         if state is not None:
-            self.model.load_state_dict(resized(state, config))
-        self.mean = copy.deepcopy(self.model).requires_grad_(False)
-        self.average = average
-        decay = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98))
-        self.step = 0
+            model.load_state_dict(resized(state, config))
+        super().__init__(model, average)
 
     def train_step(self, stage: Stage, batch: int, first_seed: int) -> float:
         """One step on scenes that no other step sees."""
         start = first_seed + self.step * batch
         images, labels = make_batch(range(start, start + batch), stage.size)
-        loss = loss_of(self.model(normalize(images)), labels)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(stage, self.step)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        keep = min(self.average, (1 + self.step) / (10 + self.step))
-        for mean, now in zip(self.mean.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(now.detach(), 1 - keep)
-        self.step += 1
-        return float(loss.detach())
-
-    def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "mean": self.mean.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "step": self.step}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.mean.load_state_dict(state["mean"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
+        return self.update(loss_of(self.model(normalize(images)), labels), learning_rate(stage, self.step))
 
 
 def train(
@@ -175,7 +142,7 @@ def train(
     saved = load_state(out, run)
     done, weights = 0, None
     trainer: Trainer | None = None
-    with _progress() as progress:
+    with progress_bar() as progress:
         for number, (stage, size) in enumerate(zip(stages, sizes, strict=True)):
             torch.manual_seed(seed)
             if saved is not None and saved[0] > number:
@@ -201,12 +168,6 @@ def train(
             save_state(out, run, number, trainer.state())
             done, weights = done + stage.steps, trainer.mean.state_dict()
     return trainer
-
-
-def _progress() -> Progress:
-    """On stderr: what a run prints to stdout is its result."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def _check_positive(**values: int) -> None:

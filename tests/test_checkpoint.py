@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lvtp_fx.models
+from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
 from lvtp_fx.models.scenes import CLASS_NAMES
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig, normalize
@@ -137,6 +138,19 @@ def test_timm_model_comes_back(tmp_path: Path) -> None:
     assert torch.allclose(model(x), expected, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_timm_model_with_a_decoder_comes_back_from_half_the_bytes(tmp_path: Path) -> None:
+    kwargs = {"img_size": [32, 48], "reg_tokens": 2, "depth": 2, "embed_dim": 32, "num_heads": 2}
+    model = timm_segmenter("vit_tiny_patch16_224", "mask", 5, **{**kwargs, "img_size": (32, 48)}).half()
+    write(tmp_path, model.state_dict(), timm_name="vit_tiny_patch16_224", timm_kwargs=kwargs, head="mask",
+          img_size=[32, 48], classes=5)
+    loaded, spec = load_checkpoint(tmp_path)
+    x = spec.preprocess(torch.rand(2, 3, 32, 48))
+    assert not loaded.training
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.allclose(loaded(x), model.float()(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("gone", ["model.json", "model.safetensors"])
 def test_missing_file_is_named(folder: Path, gone: str) -> None:
     (folder / gone).unlink()
@@ -158,10 +172,10 @@ def no_kwargs(card: Card) -> None:
     card["timm_name"] = "vit_tiny_patch16_224"
 
 
-def timm_model(name: str) -> Callable[[Card], None]:
+def timm_model(name: str, *head: str) -> Callable[[Card], None]:
     def change(card: Card) -> None:
         no_kind(card)
-        card.update(timm_name=name, timm_kwargs={})
+        card.update(timm_name=name, timm_kwargs={}, **dict(zip(["head"], head, strict=False)))
 
     return change
 
@@ -171,6 +185,7 @@ def timm_model(name: str) -> Callable[[Card], None]:
     (no_kwargs, "has no or a wrong 'timm_kwargs'"),
     (timm_model("vit_of_nobody"), r"cannot be read: Unknown model \(vit_of_nobody\)"),
     (timm_model("resnet18"), "cannot be read: 'ResNet' object has no attribute 'num_prefix_tokens'"),
+    (timm_model("vit_tiny_patch16_224", "best"), "cannot be read: head must be one of linear, mask, dpt, got 'best'"),
     (lambda card: card.pop("classes"), "has no or a wrong 'classes'"),
     (lambda card: card["normalize"].pop("mean"), "has no or a wrong 'mean'"),
     (lambda card: card["normalize"].update(scale="0-1000"), "has no or a wrong '0-1000'"),
