@@ -39,6 +39,8 @@ class Config:
         edge_weight: weight of the Sobel edges in a token's importance, >= 0.
         cell: (rows, columns) of the grid cells of the first clustering, each of which keeps a representative.
         feature: what similarity is measured on: the "keys" of the site, mean over heads, or the "stream".
+        rounds: in how many parts the tokens beyond the representatives are chosen, >= 1; after each, tokens like those
+            already chosen rank lower.
         importance_in_rank: weight of the importance in the ranking within clusters, >= 0.
         edge_in_rank: weight by which the second clustering keeps a cluster's edge tokens back, >= 0.
         neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0:
@@ -60,6 +62,7 @@ class Config:
     edge_weight: float = 0.5
     cell: tuple[int, int] = (2, 2)
     feature: Feature = "keys"
+    rounds: int = 2
     importance_in_rank: float = 0.0
     edge_in_rank: float = 0.05
     neighbour_weight: float = 3.0
@@ -105,7 +108,7 @@ class Config:
                 _refuse(name, "a number >= 0", value, f"{name}=0 switches it off")
         if len(self.cell) != 2 or not all(_integer(c) and c >= 1 for c in self.cell):
             _refuse("cell", "(rows, columns), each >= 1", self.cell, "cell=(2, 2)")
-        for name in ("align", "entropy_keys"):
+        for name in ("align", "entropy_keys", "rounds"):
             value = getattr(self, name)
             if not _integer(value) or value < 1:
                 _refuse(name, "an integer >= 1", value, f"{name}=1")

@@ -156,19 +156,27 @@ def test_importance_that_is_not_a_number_represents_its_cell_only_where_nothing_
 
 def rank_by_loop(
     feature: torch.Tensor, anchors: list[int], position: list[int], importance: torch.Tensor, edges: torch.Tensor,
-    columns: int, reach: int, neighbour: float, importance_weight: float, edge_weight: float,
+    columns: int, reach: int, neighbour: float, importance_weight: float, edge_weight: float, kept: int, rounds: int,
 ) -> list[float]:
-    """One image: clusters around the anchors, then the mean edge of each cluster, then what holds a token back."""
+    """One image: clusters around the anchors, then the mean edge of each cluster, then what holds a token back; then
+    the same with the tokens chosen so far in place of the anchors."""
     N = len(position)
     nearest = [[closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour)
                 for a in anchors] for i in range(N)]
     cluster = [row.index(max(row)) for row in nearest]
-    priority = []
+    worth = []
     for i in range(N):
         members = [float(edges[j]) for j in range(N) if cluster[j] == cluster[i]]
         excess = max(float(edges[i]) - sum(members) / len(members), 0)
-        value = -max(nearest[i]) + edge_weight * excess + importance_weight * float(importance[i])
-        priority.append(inf if i in anchors else value)
+        worth.append(edge_weight * excess + importance_weight * float(importance[i]))
+    chosen = list(anchors)
+    for part in range(1, rounds + 1):
+        priority = [inf if i in chosen else worth[i] - max(
+            closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour) for a in chosen)
+            for i in range(N)]
+        order = sorted(range(N), key=lambda i: (-priority[i], i))  # noqa: B023
+        M = len(anchors)
+        chosen += order[M + (kept - M) * (part - 1) // rounds : M + (kept - M) * part // rounds]
     return priority
 
 
@@ -177,21 +185,23 @@ weights = st.sampled_from([0.0, 0.05, 0.4])
 
 @few
 @given(seed=seeds, N=st.integers(1, 14), M=st.integers(1, 4), columns=st.integers(1, 5), neighbour=weights,
-       importance_weight=weights, edge_weight=weights, repeat=st.booleans())
+       importance_weight=weights, edge_weight=weights, repeat=st.booleans(), more=st.integers(0, 12),
+       rounds=st.integers(1, 4))
 def test_rank_is_its_definition(
     seed: int, N: int, M: int, columns: int, neighbour: float, importance_weight: float, edge_weight: float,
-    repeat: bool,
+    repeat: bool, more: int, rounds: int,
 ) -> None:
     position = subsets(seed, 2, 16, N)
     anchors = subsets(seed + 1, 2, N, min(M, N))
     if repeat:  # as `representatives` does for an empty cell
         anchors = torch.cat([anchors, torch.zeros(2, 2, dtype=torch.int64)], 1)
     feature, importance, edges = normal(seed, 2, N, 4), normal(seed + 2, 2, N), normal(seed + 3, 2, N)
+    kept = max(anchors.shape[1], min(N, anchors.shape[1] + more))
     actual = lvtp.rank(feature, anchors, position, importance.float(), edges.float(), columns, 4, neighbour,
-                       importance_weight, edge_weight)
+                       importance_weight, edge_weight, kept, rounds)
     for b in range(2):
         expected = rank_by_loop(feature[b], anchors[b].tolist(), position[b].tolist(), importance[b], edges[b],
-                                columns, 4, neighbour, importance_weight, edge_weight)
+                                columns, 4, neighbour, importance_weight, edge_weight, kept, rounds)
         torch.testing.assert_close(actual[b], torch.tensor(expected), atol=CLOSE, rtol=0)
 
 
@@ -200,12 +210,23 @@ def ranked(edges: list[float], edge_weight: float) -> list[int]:
     angle = torch.tensor([0.0, 0.3, 0.6, 0.9])
     feature = torch.stack([angle.cos(), angle.sin()], -1)[None]
     priority = lvtp.rank(feature, torch.tensor([[0]]), torch.arange(4)[None], torch.zeros(1, 4),
-                         torch.tensor([edges], dtype=torch.float32), 4, 4, 0.0, 0.0, edge_weight)
+                         torch.tensor([edges], dtype=torch.float32), 4, 4, 0.0, 0.0, edge_weight, 3, 1)
     return [int(i) for i in priority[0].argsort(descending=True)]
 
 
 def test_anchors_come_first_then_what_is_unlike_its_anchor() -> None:
     assert ranked([0, 0, 0, 0], 0.4) == [0, 3, 2, 1]
+
+
+def test_of_tokens_alike_one_is_enough_where_they_are_chosen_in_rounds() -> None:
+    """2 and 3 are both far from the anchor, and next to each other: with one round both go before 1."""
+    angle = torch.tensor([0.0, 0.8, 1.5, 1.52])
+    feature, none = torch.stack([angle.cos(), angle.sin()], -1)[None], torch.zeros(1, 4)
+    first, renewed = (
+        lvtp.rank(feature, torch.tensor([[0]]), torch.arange(4)[None], none, none, 4, 4, 0.0, 0.0, 0.0, 3, rounds)
+        for rounds in (1, 2))
+    assert lvtp.select(first, 3).tolist() == [[0, 2, 3]]
+    assert lvtp.select(renewed, 3).tolist() == [[0, 1, 3]]
 
 
 def test_edge_tokens_go_last_and_smoothness_is_no_demerit() -> None:
@@ -220,9 +241,9 @@ def test_a_bad_token_does_not_undo_the_others() -> None:
     feature, position = normal(0, 1, 8, 4, dtype=torch.float32), torch.arange(8)[None]
     feature[0, 5] = nan
     zeros = torch.zeros(1, 8)
-    priority = lvtp.rank(feature, torch.tensor([[0, 3]]), position, zeros, zeros, 4, 4, 0.1, 0.0, 0.05)
+    priority = lvtp.rank(feature, torch.tensor([[0, 3]]), position, zeros, zeros, 4, 4, 0.1, 0.0, 0.05, 6, 2)
     others = [i for i in range(8) if i != 5]
     alone = lvtp.rank(feature[:, others], torch.tensor([[0, 3]]), position[:, others], zeros[:, others],
-                      zeros[:, others], 4, 4, 0.1, 0.0, 0.05)
+                      zeros[:, others], 4, 4, 0.1, 0.0, 0.05, 6, 2)
     torch.testing.assert_close(priority[:, others], alone)
     assert 5 not in lvtp.select(priority, 7)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.select import affinity, placed, rows
+from lvtp_fx.ops.select import affinity, descending, placed, rows
 
 
 @op("representatives(Tensor importance, Tensor position, int rows, int columns, int cell_rows, int cell_columns)"
@@ -30,20 +30,23 @@ def representatives(
 
 
 @op("rank(Tensor feature, Tensor anchors, Tensor position, Tensor importance, Tensor edges, int columns, int reach,"
-    " float neighbour_weight, float importance_weight, float edge_weight) -> Tensor")
+    " float neighbour_weight, float importance_weight, float edge_weight, int kept, int rounds) -> Tensor")
 def rank(
     feature: torch.Tensor, anchors: torch.Tensor, position: torch.Tensor, importance: torch.Tensor,
     edges: torch.Tensor, columns: int, reach: int, neighbour_weight: float, importance_weight: float,
-    edge_weight: float,
+    edge_weight: float, kept: int, rounds: int,
 ) -> torch.Tensor:
     """Priority of each token to live on: [B, N] float32.
 
     Tokens join the cluster of the most similar anchor (near ones preferred). Anchors come first. In a cluster, a
     token is redundant as far as it is similar to its anchor; a token is an edge token where its edge exceeds the
-    mean of its cluster, and edge tokens are dropped last.
+    mean of its cluster, and edge tokens are dropped last. With more than one round, the other `kept` tokens are chosen
+    a part at a time, and from then on a token is also redundant as far as it is similar to those already chosen: of
+    several tokens that are unlike their anchor, but like each other, one is enough.
 
     Args:
         feature: [B, N, C]. anchors: [B, M] int64. position: [B, N] int64. importance, edges: [B, N] float32.
+        kept: K >= M. rounds: >= 1.
     """
     keyed = placed(feature, position, columns, reach)
     nearest, cluster = affinity(keyed, rows(keyed, anchors), neighbour_weight).max(-1)  # over [B, N, M]
@@ -51,5 +54,20 @@ def rank(
     total = count.scatter_add(1, cluster, edges)
     mean = total / count.scatter_add(1, cluster, torch.ones_like(edges)).clamp(min=1)
     excess = edges - torch.gather(mean, 1, cluster)
-    priority = -nearest + edge_weight * excess.clamp(min=0) + importance_weight * importance
-    return priority.scatter(1, anchors, torch.inf)
+    worth = edge_weight * excess.clamp(min=0) + importance_weight * importance
+    priority = (worth - nearest).scatter(1, anchors, torch.inf)
+    done, M = anchors.shape[1], anchors.shape[1]
+    for part in range(1, rounds):
+        upto = chosen_after(part, rounds, M, kept)
+        new = descending(priority)[:, done:upto]
+        if upto > done:
+            nearest = torch.maximum(nearest, affinity(keyed, rows(keyed, new), neighbour_weight).amax(-1))
+            held = priority.isposinf().scatter(1, new, True)
+            priority = (worth - nearest).masked_fill(held, torch.inf)
+        done = upto
+    return priority
+
+
+def chosen_after(part: int, rounds: int, anchors: int, kept: int) -> int:
+    """Tokens that are chosen when `part` of `rounds` are over."""
+    return anchors + (kept - anchors) * part // rounds

@@ -26,13 +26,17 @@ def features(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
 
 @op("select(Tensor priority, int kept) -> Tensor")
 def select(priority: torch.Tensor, kept: int) -> torch.Tensor:
-    """The `kept` tokens of the highest priority, ascending: [B, K] int64. Ties go to the earlier token.
+    """The `kept` tokens of the highest priority, ascending: [B, K] int64."""
+    return torch.sort(descending(priority)[:, :kept], dim=-1).values
+
+
+def descending(priority: torch.Tensor) -> torch.Tensor:
+    """All tokens, those of the highest priority first: [B, N] int64. Ties go to the earlier token.
 
     A priority that is not a number ranks lowest, so that a bad image cannot make the order undefined.
     """
     rank = torch.nan_to_num(priority, nan=-torch.inf, posinf=torch.finfo(priority.dtype).max)
-    order = torch.sort(rank, dim=-1, descending=True, stable=True).indices
-    return torch.sort(order[:, :kept], dim=-1).values
+    return torch.sort(rank, dim=-1, descending=True, stable=True).indices
 
 
 @op("owners(Tensor feature, Tensor kept, Tensor position, int columns, int reach, float neighbour_weight) -> Tensor")

@@ -35,14 +35,16 @@ class Lvtp:
         anchors = site.call("representatives", importance, site.position, rows, columns, *cell)
         return site.call(
             "rank", site.feature, anchors, site.position, importance, edges, columns, max(site.grid),
-            config.neighbour_weight, config.importance_in_rank, config.edge_in_rank,
+            config.neighbour_weight, config.importance_in_rank, config.edge_in_rank, site.kept, config.rounds,
         )
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         n = sympy.sympify(shape.N)
         entropy = entropy_flops(shape, config)
         anchors = anchor_count(shape, config)
-        ranking = 2 * n * anchors * (feature_width(shape, config) + AFFINITY_CHANNELS)
+        # Of the tokens chosen, all but those of the last round are compared with.
+        compared = anchors + sympy.floor((shape.K - anchors) * (config.rounds - 1) / sympy.Integer(config.rounds))
+        ranking = 2 * n * compared * (feature_width(shape, config) + AFFINITY_CHANNELS)
         return entropy + ranking + owner_flops(shape, config)
 
 
