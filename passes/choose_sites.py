@@ -31,11 +31,7 @@ class ChooseSites:
         assert plan.trunk is not None
         trunk = plan.trunk
         count = trunk.grid[0] * trunk.grid[1]
-        given = plan.config.sites
-        if given == "auto":
-            indices = automatic(trunk)
-        else:
-            indices = places(trunk) if given == "every" else _given(given, trunk)
+        indices = _indices(plan.config.sites, trunk)
         if not indices:
             raise _nothing_to_save(trunk)
         return replace(plan, sites=tuple(Site(i, count, count) for i in indices))
@@ -53,6 +49,12 @@ def places(trunk: Trunk) -> tuple[int, ...]:
     states = [b.state for b in trunk.blocks]
     distinct = [states.index(s) for s in dict.fromkeys(states) if s is not trunk.states[-1]]
     return tuple(distinct[:-1] if len(distinct) > 1 else distinct)  # after the last attention only one MLP is left
+
+
+def _indices(given: Sequence[int] | str, trunk: Trunk) -> tuple[int, ...]:
+    if isinstance(given, str):
+        return automatic(trunk) if given == "auto" else places(trunk)
+    return _given(given, trunk)
 
 
 def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:

@@ -174,7 +174,7 @@ def rank_by_loop(
         priority = [inf if i in chosen else worth[i] - max(
             closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour) for a in chosen)
             for i in range(N)]
-        order = sorted(range(N), key=lambda i: (-priority[i], i))  # noqa: B023
+        order = sorted(range(N), key=lambda i: (-priority[i], i))
         M = len(anchors)
         chosen += order[M + (kept - M) * (part - 1) // rounds : M + (kept - M) * part // rounds]
     return priority
