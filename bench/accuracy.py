@@ -1,119 +1,41 @@
-"""Accuracy of the pruned graph against the dense model, over the same images in the same run.
+"""Accuracy of pruned graphs against the dense model, over the same images, with paired bootstrap intervals.
 
     python bench/accuracy.py                         # bundled segmenter, procedural scenes
-    python bench/accuracy.py --data DIR --checkpoint DIR --flops-cut 0.35 --flops-cut 0.5
+    python bench/accuracy.py --data DIR --checkpoint DIR --checkpoint DIR --strategy all --flops-cut 0.2
+    torchrun --nproc-per-node 2 bench/accuracy.py ...  # the same numbers, to the last digit
+
+A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import torch
 import typer
-from accuracy_table import rows, table
+from accuracy_bootstrap import LEVEL, SEED, weights
+from accuracy_gallery import gallery, picks
+from accuracy_images import SCENES, Checkpoint, Images, find_images, load
+from accuracy_plot import plot
+from accuracy_ranks import Ranks, find_device, joined, reproducible
+from accuracy_rows import BASE, Row, evaluated, mean
+from accuracy_run import run
+from accuracy_store import Kept, Store, UnreadableError
+from accuracy_table import dense_line, density_table, markdown, tables, write_text
+from accuracy_variants import DENSE, Variant, code_digest, key, parse_setting, variants
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 import lvtp_fx
-from lvtp_fx.models.camvid import CamVid
-from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
-from lvtp_fx.models.metrics import SegmentationMeter
-from lvtp_fx.models.scenes import CLASS_NAMES, make_scene
-from lvtp_fx.models.train import HELD_OUT
+from lvtp_fx.models.metrics import BOUNDARY_PX
 
-SCENES = "scenes"  # value of --data that asks for procedural scenes
-Item = tuple[torch.Tensor, torch.Tensor]  # image float32 [3, H, W] in [0, 1], label int64 [H, W]
-
-
-class HeldOutScenes(Dataset[Item]):
-    """Procedural scenes that no training run has seen."""
-
-    def __init__(self, size: int, count: int) -> None:
-        self.size, self.count = size, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scene = make_scene(HELD_OUT + index, self.size)
-        return scene.image, scene.label
-
-
-Images: TypeAlias = HeldOutScenes | CamVid | Subset[Item]
-
-
-def evaluate(
-    model: nn.Module, variants: Sequence[nn.Module], spec: Spec, loader: DataLoader[Item], progress: Progress
-) -> list[SegmentationMeter]:
-    """Meters of the dense model and of each variant; one dense pass serves them all."""
-    meters = [SegmentationMeter(spec.classes, spec.ignore_index) for _ in (model, *variants)]
-    with torch.inference_mode():
-        for image, label in progress.track(loader, description="images"):
-            x = spec.preprocess(image)
-            dense = model(x).argmax(1)
-            for meter, module in zip(meters, (None, *variants), strict=True):
-                meter.update(dense if module is None else module(x).argmax(1), label, dense)
-    return meters
-
-
-def find_images(data: str, split: str, spec: Spec, limit: int | None) -> tuple[Images, list[str]]:
-    """The images to evaluate, at the checkpoint's size, and the names of their classes.
-
-    Raises:
-        DatasetMissingError: the folder or the split is missing.
-        ValueError: the checkpoint predicts other classes than the data has, or takes no square images.
-    """
-    images: Images
-    if data == SCENES:
-        if spec.img_size[0] != spec.img_size[1]:
-            raise ValueError(f"scenes are square, the checkpoint takes {spec.img_size}: name its --data")
-        images = HeldOutScenes(spec.img_size[0], limit or 256)
-        names, ignore_index = list(CLASS_NAMES), None
-    else:
-        camvid = CamVid(data, split, spec.img_size)
-        images, names, ignore_index = camvid, camvid.class_names, camvid.ignore_index
-        if limit is not None and limit < len(camvid):
-            images = Subset(camvid, [i * len(camvid) // limit for i in range(limit)])
-    if (len(names), ignore_index) != (spec.classes, spec.ignore_index):
-        raise ValueError(f"{data} has {len(names)} classes and ignores {ignore_index}, "
-                         f"the checkpoint has {spec.classes} and ignores {spec.ignore_index}")
-    return images, names
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """'keep_ratio=0.7' to ("keep_ratio", 0.7); what is no Python literal is a string.
-
-    Raises:
-        ValueError: no "=" in it.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes field=value, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def configurations(
-    cuts: Sequence[float], strategies: Sequence[str], settings: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The variants by name: every strategy at every cut, with the settings on top."""
-    found: dict[str, dict[str, Any]] = {}
-    for strategy in strategies:
-        for cut in cuts:
-            config = {"flops_cut": cut, "strategy": strategy, **settings}
-            aim = f"keep {config['keep_ratio']}" if "keep_ratio" in config else f"cut {config['flops_cut']:g}"
-            found[f"{config['strategy']}, {aim}"] = config
-    return found
+WIDTH = 150  # columns of the tables where the output is no terminal
 
 
 @contextmanager
@@ -126,42 +48,136 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def figures(
+    data: str, split: str, images: Images, checkpoints: Sequence[Checkpoint], resamples: int,
+    sections: Mapping[str, Sequence[Row]],
+) -> dict[str, Any]:
+    """All figures as plain values; NaN is None, JSON has none."""
+    rows = {title: [asdict(row) for row in found] for title, found in sections.items()}
+    found = {
+        "data": SCENES if data == SCENES else Path(data).resolve().name, "data_digest": images.digest, "split": split,
+        "images": len(images), "classes": list(images.class_names), "boundary_px": BOUNDARY_PX,
+        "bootstrap": {"resamples": resamples, "seed": SEED, "level": LEVEL}, "torch": torch.__version__,
+        "checkpoints": [{"name": one.name, "digest": one.digest, "what": one.spec.what,
+                         "img_size": list(one.spec.img_size), "rows": rows[one.name]} for one in checkpoints],
+        "mean": rows.get("mean", [])}
+    return json.loads(json.dumps(found), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+
+
+def shown_in_gallery(found: Sequence[Variant], cut: float | None) -> Variant:
+    """lvtp where it is compared, else the strategy named first; at the cut, or the first of all.
+
+    Raises:
+        ValueError: the cut is none of those that are evaluated.
+    """
+    at_cut = [variant for variant in found if cut is None or (variant.config or {})["flops_cut"] == cut]
+    if not at_cut:
+        raise ValueError(f"--gallery-cut {cut} is none of the cuts that are evaluated")
+    return next((variant for variant in at_cut if variant.strategy == BASE), at_cut[0])
+
+
 def main(
     data: Annotated[str, typer.Option(help="folder laid out like CamVid, or 'scenes'")] = SCENES,
-    checkpoint: Annotated[Path | None, typer.Option(help="folder; without it the bundled segmenter")] = None,
+    checkpoint: Annotated[list[Path] | None, typer.Option(help="folder, repeatable; else the bundled one")] = None,
     flops_cut: Annotated[list[float] | None, typer.Option(help="repeatable; 0.35 without it")] = None,
-    strategy: Annotated[list[str] | None, typer.Option(help="repeatable; lvtp without it")] = None,
+    strategy: Annotated[list[str] | None, typer.Option(help="of rivals.py, repeatable, or all; else lvtp")] = None,
     split: Annotated[str, typer.Option(help="split of --data")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="evaluate this many images, evenly spread")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 4,
-    json_out: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="field=value of Config, repeatable")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="of the bootstrap")] = 1000,
+    density: Annotated[bool, typer.Option("--density", help="tokens and errors by distance to a boundary")] = False,
+    cache: Annotated[Path, typer.Option(help="folder that keeps what is done")] = Path("out/accuracy"),
+    markdown_out: Annotated[Path, typer.Option("--markdown", help="write the table here")] = Path("out/accuracy.md"),
+    plot_out: Annotated[Path, typer.Option("--plot", help="write the plot here, PNG")] = Path("out/accuracy.png"),
+    json_out: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    gallery_out: Annotated[Path | None, typer.Option(
+        "--gallery", help="write the best, median and worst images here, PNG. It shows the data's own pictures: "
+        "what their licence keeps from being passed on (CamVid's does) must not be committed")] = None,
+    gallery_cut: Annotated[float | None, typer.Option(help="one of --flops-cut; the first without it")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="of each process; the last digits depend on it")] = 1,
 ) -> None:
-    """Print dense against pruned: cost, mIoU, mIoU near class boundaries, IoU of each class, agreement."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with refusing(FileNotFoundError, ValueError):
-        model, spec = load_checkpoint(checkpoint) if checkpoint is not None else load_bundled()
-        images, class_names = find_images(data, split, spec, limit)
-        settings = dict(parse_setting(text) for text in set_ or [])
-    configs = configurations(flops_cut or [0.35], strategy or ["lvtp"], settings)
-    example = spec.preprocess(torch.zeros(1, 3, *spec.img_size))
-    progress = Progress(*columns, console=Console(stderr=True))
-    with refusing(FileNotFoundError, lvtp_fx.LvtpError), progress:
-        variants = [lvtp_fx.transform(model, (example,), **config)
-                    for config in progress.track(configs.values(), description="variants")]
-        meters = evaluate(model, variants, spec, DataLoader(images, batch_size), progress)
-    reports: list[Any] = [variant.report for variant in variants]
-    found = rows(meters, reports, configs)
-    size = " x ".join(map(str, spec.img_size))
-    title = f"{data if data == SCENES else split}: {len(images)} images of {size} px"
-    Console().print(table(found, class_names, meters[0].boundary_px, title))
+    """Dense against pruned: mIoU, boundary mIoU, boundary IoU, agreement, each with its interval; table and plot."""
+    with refusing(FileNotFoundError, ImportError, ValueError, lvtp_fx.LvtpError):
+        wanted = variants(flops_cut or [0.35], strategy or [BASE], dict(map(parse_setting, set_ or [])))
+        checkpoints = named([load(folder) for folder in checkpoint or [None]])
+        sources = [find_images(data, split, one.spec, limit) for one in checkpoints]
+        shown, own_device = 1 + wanted.index(shown_in_gallery(wanted, gallery_cut)), find_device(device)
+    reproducible(threads, own_device)
+    with refusing(FileNotFoundError, UnreadableError, lvtp_fx.LvtpError), joined(own_device) as ranks:
+        kept = run_all(checkpoints, sources, wanted, split, Store(cache), ranks)
+    if not ranks.first:
+        return
+    images, drawn = sources[0], weights(len(sources[0]), resamples)
+    found = [evaluated(wanted, rows, images.ids, one.spec.classes, drawn)
+             for one, rows in zip(checkpoints, kept, strict=True)]
+    sections = {one.name: rows.rows for one, rows in zip(checkpoints, found, strict=True)}
+    if len(checkpoints) > 1:
+        sections["mean"] = mean(wanted, found)
+    where = data if data == SCENES else split
+    heading = f"{where}, {len(images)} images; intervals from {resamples} resamples of the images, paired."
+    show(sections, heading, density)
+    write_text(markdown_out, markdown(sections, BOUNDARY_PX, heading, density))
+    title = f"{', '.join(one.name for one in checkpoints)}: {heading}"
+    plot(plot_out, sections.get("mean", found[0].rows), BOUNDARY_PX, title)
     if json_out is not None:
-        figures = {"data": data, "split": split, "images": len(images), "img_size": spec.img_size,
-                   "classes": class_names, "boundary_px": meters[0].boundary_px,
-                   "rows": [asdict(row) for row in found]}
-        plain = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON has no NaN
-        json_out.parent.mkdir(parents=True, exist_ok=True)
-        json_out.write_text(json.dumps(plain, indent=1) + "\n")
+        plain = figures(data, split, images, checkpoints, resamples, sections)
+        write_text(json_out, json.dumps(plain, indent=1) + "\n")
+    if gallery_out is not None:
+        draw_gallery(gallery_out, checkpoints[0], images, wanted[shown - 1], kept[0][0], kept[0][shown], own_device)
+
+
+def draw_gallery(
+    path: Path, checkpoint: Checkpoint, images: Images, variant: Variant, dense: Kept, pruned: Kept,
+    device: torch.device,
+) -> None:
+    """The gallery of one variant on one checkpoint; a message and exit code 2 where it is refused."""
+    if "refused" in pruned.cost:
+        typer.echo(f"error: no gallery of {variant.name}: {pruned.cost['refused']}", err=True)
+        raise typer.Exit(2)
+    gallery(path, checkpoint, images, variant, picks(dense, pruned, images.ids, checkpoint.spec.classes), device)
+
+
+def named(checkpoints: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
+    """The checkpoints, once their names tell them apart.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    names = [one.name for one in checkpoints]
+    if twice := [name for name in names if names.count(name) > 1 or name == "mean"]:
+        raise ValueError(f"checkpoints need folders of different names, and none called mean; got {twice[0]}")
+    return checkpoints
+
+
+def run_all(
+    checkpoints: Sequence[Checkpoint], sources: Sequence[Images], wanted: Sequence[Variant], split: str, store: Store,
+    ranks: Ranks,
+) -> list[list[Kept]]:
+    """The figures of each checkpoint: of its dense model, then of each variant."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    code = code_digest()
+    with Progress(*columns, console=Console(stderr=True), disable=not ranks.first) as progress:
+        return [run(one, images, wanted,
+                    [key(model, one.digest, images.digest, split, code, ranks.device) for model in (DENSE, *wanted)],
+                    store, ranks, progress)
+                for one, images in zip(checkpoints, sources, strict=True)]
+
+
+def show(sections: Mapping[str, Sequence[Row]], heading: str, density: bool) -> None:
+    """Print the tables."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(WIDTH, int(os.environ.get("COLUMNS", 0))))
+    console.print(heading)
+    for title, rows in sections.items():
+        for row in rows:
+            if not row.aim:
+                console.print(f"{title}, {dense_line(row, BOUNDARY_PX)}")
+        for table in tables(title, rows, BOUNDARY_PX):
+            console.print(table)
+        if density and any(row.density for row in rows):
+            console.print(density_table(title, rows))
 
 
 if __name__ == "__main__":

@@ -1,73 +1,113 @@
-"""Figures of a comparison and the table that shows them."""
+"""The rows of a comparison as tables: for the terminal, and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from accuracy_counts import STATISTICS
+from accuracy_density import NAMES
+from accuracy_rows import Row, aims
 from rich.table import Table
 
-from lvtp_fx import Report
-from lvtp_fx.models.metrics import SegmentationMeter
+DENSITY = "living tokens / wrong pixels in %, by distance to the nearest class boundary in px"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model, evaluated: shares in [0, 1], GFLOPs an image. The dense model has no config."""
-
-    name: str
-    config: dict[str, Any]
-    gflops: float
-    gflops_encoder: float
-    miou: float
-    boundary_miou: float
-    iou_per_class: list[float]
-    pixel_accuracy: float
-    agreement: float
+def columns(boundary_px: int) -> dict[str, str]:
+    """Headings of `STATISTICS`."""
+    return {"miou": "mIoU", "boundary_miou": f"boundary mIoU ({boundary_px} px)",
+            "boundary_iou": f"boundary IoU ({boundary_px} px)"}
 
 
-def rows(
-    meters: Sequence[SegmentationMeter], reports: Sequence[Report], configs: Mapping[str, dict[str, Any]]
-) -> list[Row]:
-    """The figures of the dense model, then of each variant."""
-    first = reports[0]
-    costs = [(first.gflops_dense, first.gflops_encoder_dense)]
-    costs += [(report.gflops_pruned, report.gflops_encoder_pruned) for report in reports]
-    names: dict[str, dict[str, Any]] = {"dense": {}, **configs}
-    return [
-        Row(name, config, *cost, meter.miou(), meter.boundary_miou(), meter.iou_per_class(),
-            meter.pixel_accuracy(), meter.agreement())
-        for meter, cost, (name, config) in zip(meters, costs, names.items(), strict=True)
-    ]
+def dense_line(row: Row, boundary_px: int) -> str:
+    """The dense model's own figures."""
+    shares = ", ".join(f"{text} {100 * getattr(row, name):.2f} %" for name, text in columns(boundary_px).items())
+    return f"dense: {row.gflops:.3f} GFLOPs an image, {shares}"
 
 
-def table(found: Sequence[Row], class_names: Sequence[str], boundary_px: int, title: str) -> Table:
-    """One column a model, the dense one first; differences to it in points, of GFLOPs in percent."""
-    dense, result = found[0], Table("", title=title)
-    for row in found:
-        result.add_column(row.name, justify="right")
-
-    def add(name: str, figure: Callable[[Row], float], show: Callable[[float, float], str]) -> None:
-        base = figure(dense)
-        changed = (show(figure(row), base) for row in found[1:])
-        result.add_row(name, show(base, base).partition(" ")[0], *changed)
-
-    add("GFLOPs, whole model", lambda row: row.gflops, _cost)
-    add("GFLOPs, encoder", lambda row: row.gflops_encoder, _cost)
-    add("agreement with dense, %", lambda row: row.agreement, lambda share, _: f"{100 * share:.2f}")
-    add("pixel accuracy, %", lambda row: row.pixel_accuracy, _points)
-    add("mIoU, %", lambda row: row.miou, _points)
-    add(f"boundary mIoU ({boundary_px} px), %", lambda row: row.boundary_miou, _points)
-    result.add_section()
-    for i, name in enumerate(class_names):
-        add(f"IoU {name}, %", lambda row, i=i: row.iou_per_class[i], _points)  # type: ignore[misc]
-    return result
+def tables(title: str, rows: Sequence[Row], boundary_px: int) -> Iterator[Table]:
+    """A table for each aim, a line a strategy: changes to the dense model in points, with their intervals."""
+    for aim in aims(rows):
+        table = Table("", title=f"{title}, {aim}: change to dense in points [95 % interval]")
+        for name in ("FLOPs saved", *columns(boundary_px).values(), "agreement"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            if row.aim == aim:
+                table.add_row(row.strategy, *_cells(row))
+        yield table
 
 
-def _points(share: float, dense: float) -> str:
-    return f"{100 * share:.2f} ({100 * (share - dense):+.2f})"
+def _cells(row: Row) -> list[str]:
+    if row.refused:
+        return [row.refused.splitlines()[0]]
+    return [f"{row.flops_cut:.1%}", *(str(row.change[name]) for name in STATISTICS), f"{row.agreement:.2%}"]
 
 
-def _cost(gflops: float, dense: float) -> str:
-    return f"{gflops:.3f} ({gflops / dense - 1:+.1%})"
+def density_table(title: str, rows: Sequence[Row]) -> Table:
+    """A line a model, the dense one first: how many of the tokens live on, how many of the pixels are wrong."""
+    table = Table("", title=f"{title}: {DENSITY}")
+    for name in NAMES:
+        table.add_column(name, justify="right")
+    for row in rows:
+        if row.density:
+            table.add_row(_name(row), *_density_cells(row))
+    return table
+
+
+def _density_cells(row: Row) -> list[str]:
+    shares = zip(row.density["kept_share"], row.density["error_share"], strict=True)
+    return [f"{100 * kept:.1f} / {100 * wrong:.2f}" for kept, wrong in shares]
+
+
+def _name(row: Row) -> str:
+    return f"{row.strategy}, {row.aim}" if row.aim else row.strategy
+
+
+def markdown(
+    sections: Mapping[str, Sequence[Row]], boundary_px: int, heading: str, with_density: bool
+) -> str:
+    """All of it as Markdown: a section a checkpoint, and one for their mean where there are several.
+
+    Args:
+        sections: rows by title. heading: what holds for all of them.
+    """
+    lines = ["# Accuracy", "", heading, ""]
+    for title, rows in sections.items():
+        lines += [f"## {title}", ""]
+        lines += [f"{dense_line(row, boundary_px)}.\n" for row in rows if not row.aim]
+        for aim in aims(rows):
+            own = [row for row in rows if row.aim == aim]
+            lines += [f"### {title}, {aim}", "", *_markdown_table(own, boundary_px), ""]
+        if with_density and any(row.density for row in rows):
+            lines += [f"### {title}: {DENSITY}", "", *_density_lines(rows), ""]
+    return "\n".join(lines)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _markdown_table(rows: Sequence[Row], boundary_px: int) -> Iterator[str]:
+    names = columns(boundary_px)
+    compared = any(row.minus_lvtp for row in rows)
+    apart = [f"{name}, minus lvtp's" for name in names.values() if compared]
+    head = ["", "FLOPs saved", *names.values(), "agreement", *apart]
+    yield _line(head)
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        apart = [str(row.minus_lvtp[name]) if row.minus_lvtp else "" for name in STATISTICS if compared]
+        cells = [row.strategy, *_cells(row)] if row.refused else [row.strategy, *_cells(row), *apart]
+        yield _line(cells + [""] * (len(head) - len(cells)))
+
+
+def _density_lines(rows: Sequence[Row]) -> Iterator[str]:
+    yield _line(["", *NAMES])
+    yield "|" + "---|" * (1 + len(NAMES))
+    for row in rows:
+        if row.density:
+            yield _line([_name(row), *_density_cells(row)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

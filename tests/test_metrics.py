@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from lvtp_fx.models.metrics import SegmentationMeter, agreement, boundary_band
+from lvtp_fx.models.boundary import boundary_band
+from lvtp_fx.models.metrics import SegmentationMeter, agreement
 
 IGNORE = 5
 CLASSES = 5

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvtp_fx.models.metrics import boundary_band
+from lvtp_fx.models.boundary import boundary_band
 from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch, make_scene
 
 
