@@ -1,7 +1,8 @@
 """What LVTP is compared with: other ways to choose tokens, and LVTP without each of its parts.
 
-All run on the same machinery: the same sites, counts, compiler and, where it is not what is taken away, the same merging,
-proportional attention and restore. Each rival has the settings at which it was found best on the validation split.
+All run on the same machinery: the same sites, counts, compiler and, where it is not what is taken away, the same
+merging, proportional attention and restore. Each rival has the settings at which it was found best on the validation
+split.
 """
 
 from __future__ import annotations
