@@ -1,4 +1,4 @@
-"""`bench/accuracy.py` as people start it."""
+"""`bench/accuracy.py` and `bench/calibration.py` as people start them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ PNG = b"\x89PNG"
 
 sys.path.append(str(BENCH.parent))
 
+import calibration  # noqa: E402
 from accuracy import main  # noqa: E402
 
 
@@ -37,12 +39,14 @@ class Done:
     stderr: str
 
 
-def bench(folder: Path, *arguments: object, launcher: tuple[str, ...] = ()) -> Done:
+def bench(
+    folder: Path, *arguments: object, launcher: tuple[str, ...] = (), command: Callable[..., None] = main
+) -> Done:
     """Run it in a folder, where it leaves what it writes: as a command, or without a launcher in this process."""
     texts = [str(argument) for argument in arguments]
     if not launcher:
         app = typer.Typer()
-        app.command()(main)
+        app.command()(command)
         with chdir(folder):
             result = CliRunner().invoke(app, texts)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -127,6 +131,17 @@ def test_several_checkpoints_have_a_mean_and_a_refused_cut_has_a_row(tmp_path: P
     assert refused["refused"] == "refused on 2 of 2 checkpoints"
     assert (tmp_path / "gallery.png").read_bytes().startswith(PNG)
     assert rows[0][3]["refused"].splitlines()[0] in (tmp_path / "out/accuracy.md").read_text()
+
+
+def test_calibration_compares_with_the_default_on_other_images(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
+    done = bench(tmp_path, "--checkpoint", tiny[0], "--images", 3, "--passes", 15, "--limit", 2, "--flops-cut", 0.2,
+                 "--resamples", 20, "--json", "figures.json", command=calibration.main)
+    assert done.returncode == 0, done.stderr
+    dense, default, calibrated = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["strategy"] for row in (dense, default, calibrated)] == ["dense", "lvtp", "lvtp calibrated"]
+    assert f"cut 0.2: sites={tuple(calibrated['config']['sites'])}" in done.stdout
+    assert 0.2 <= calibrated["flops_cut"] < 0.23
+    assert 0.2 <= default["flops_cut"] < 0.23
 
 
 @pytest.mark.skipif(not (SHARED / "camvid").is_dir(), reason="CamVid is not at hand (LVTP_FX_SHARED)")
