@@ -30,7 +30,7 @@ def calibrate(
 
     Schedules spread over the depth are tried on a few images, the better half on twice as many, and so on; then the
     best one is changed step by step (sites moved, added, left out; the cut shared out otherwise) while that helps. The
-    default schedule is among the candidates to the last, so that the result is never worse on `images`.
+    default schedule is run on all images first, and only what is better there takes its place.
 
     Args:
         model: as of `transform`; it is not changed.
@@ -39,10 +39,11 @@ def calibrate(
             good as its outputs agree with the dense model's (`lvtp_fx.calibration.likeness.likeness`).
         labels: with them, as good as its mean IoU: integers [M, h, w], or one tensor a batch; a label that is no class
             is left out.
-        flops_cut: wanted share of FLOPs to save; or
-        max_drop: what may be lost, a share in (0, 1): of pixels that change their class, with labels of mean IoU. The
-            largest cut that keeps to it is looked for.
-        config: other options; overrides: single fields.
+        flops_cut: wanted share of FLOPs to save, in (0, 1); or
+        max_drop: what may be lost, in (0, 1): the share of pixels that change their class (of other outputs: the
+            relative error), with labels the difference of mean IoU (0.01: one point). The largest cut that keeps to it
+            is looked for.
+        config: other options, its sites and shares are not read; overrides: single fields.
         passes: how many images are run through the model and its pruned forms, at most.
         progress: called with (images done, `passes`); without it a bar is shown where rich is installed and stderr is
             a terminal.
@@ -51,18 +52,19 @@ def calibrate(
         A `Config` for `transform`, with sites and one keep ratio a site.
 
     Raises:
-        LvtpError: LVTP201 where not exactly one of flops_cut and max_drop is given, or too few passes; LVTP105 for no
-            images, or labels that do not fit them; LVTP202 where a cut or a drop cannot be reached; and as `transform`.
+        LvtpError: LVTP201 where not exactly one of flops_cut and max_drop is given, for too few passes, or for fields
+            that are what is looked for; LVTP105 for no images, or labels that do not fit them; LVTP202 where a cut or a
+            drop cannot be reached; and as `transform`.
     """
+    _check(flops_cut, max_drop, overrides)
     base = resolve(config, {**overrides, "keep_ratio": None, "sites": "auto"})
-    _check(flops_cut, max_drop)
     batches = _batches(images)
     prepared = prepare(model, batches[0], base)
     inputs = [example_inputs.resolve(prepared.captured.module, batch) for batch in batches]
     with progress_bar("calibrating", passes, progress) as show:
         trial = Trial(prepared, base, inputs, _labels(labels, inputs), passes, show)
         if flops_cut is not None:
-            return trial.config(search(trial, resolve(base, {"flops_cut": flops_cut}).flops_cut))
+            return trial.config(search(trial, flops_cut))
         assert max_drop is not None
         return trial.config(deepest(trial, max_drop))
 
@@ -90,15 +92,19 @@ def _bad(where: str, expected: str, got: str, why: str) -> LvtpError:
     )
 
 
-def _check(flops_cut: float | None, max_drop: float | None) -> None:
+def _check(flops_cut: float | None, max_drop: float | None, overrides: dict[str, Any]) -> None:
     if (flops_cut is None) == (max_drop is None):
-        raise LvtpError(
-            Code.CONFIG_OUT_OF_RANGE, where="calibrate", expected="one of flops_cut and max_drop",
-            got="neither" if flops_cut is None else "both", why="it says what to look for",
-            hint="calibrate(model, images, flops_cut=0.35), or max_drop=0.01",
-        )
-    if max_drop is not None and not 0 < max_drop < 1:
-        raise LvtpError(
-            Code.CONFIG_OUT_OF_RANGE, where="calibrate.max_drop", expected="a share in (0, 1)", got=repr(max_drop),
-            why="it is a share of pixels, or of mean IoU", hint="max_drop=0.01",
-        )
+        raise _out_of_range("calibrate", "one of flops_cut and max_drop", "neither" if flops_cut is None else "both",
+                            "it says what to look for", "calibrate(model, images, flops_cut=0.35), or max_drop=0.01")
+    for name, value, hint in (("flops_cut", flops_cut, "flops_cut=0.35"), ("max_drop", max_drop, "max_drop=0.01")):
+        if value is not None and not 0 < value < 1:
+            raise _out_of_range(f"calibrate.{name}", "a share in (0, 1)", repr(value), "all or nothing needs no search",
+                                hint)
+    for name in ("sites", "keep_ratio"):
+        if name in overrides:
+            raise _out_of_range(f"calibrate.{name}", "no such argument", repr(overrides[name]),
+                                "it is what calibrate finds", f"leave it out, or transform(model, {name}=...)")
+
+
+def _out_of_range(where: str, expected: str, got: str, why: str, hint: str) -> LvtpError:
+    return LvtpError(Code.CONFIG_OUT_OF_RANGE, where=where, expected=expected, got=got, why=why, hint=hint)

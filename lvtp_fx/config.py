@@ -25,9 +25,9 @@ class Config:
         flops_cut: wanted share of the whole model's FLOPs to save, in [0, 1), as torch's FlopCounterMode counts
             them, inserted nodes included; the keep ratio is solved from it. Not used where `keep_ratio` is given.
         keep_ratio: share in (0, 1] of the living tokens that each site keeps; one number, or one a site.
-        sites: blocks after whose attention tokens are reduced: "auto" (up to three in the first half), "every" (all but
+        sites: blocks after whose attention tokens are reduced: "auto" (up to three, to the middle), "every" (all but
             the last), or indices (negative ones count from the end).
-        strategy: name of the reduction strategy that ranks the tokens (`lvtp_fx.strategies`).
+        strategy: name of the reduction strategy that says which tokens live on (`lvtp_fx.strategies`).
         reduce: "merge": a kept token becomes the size-weighted mean of the tokens it owns; "select": it stays.
         proportional_attention: a token that owns s tokens is attended to with log s added to its score.
         restore: what a dropped token is where the full grid is needed again. "delta": as it was, plus how its owner
@@ -65,7 +65,7 @@ class Config:
     rounds: int = 2
     importance_in_rank: float = 0.0
     edge_in_rank: float = 0.05
-    neighbour_weight: float = 3.0
+    neighbour_weight: float = 8.0
     align: int = 1
 
     def __post_init__(self) -> None:

@@ -43,19 +43,23 @@ class SolveCounts:
                 got=f"{len(ratios)} ratios", why="each site needs its own", hint="keep_ratio=0.7 for all sites",
             )
         given = ratios if isinstance(ratios, tuple) else (ratios,)
-        least = get(plan.config.strategy).smallest_keep_ratio
-        if min(given) < least:
-            raise LvtpError(
-                Code.CONFIG_OUT_OF_RANGE, where="Config.keep_ratio",
-                expected=f"at least {least} with strategy={plan.config.strategy!r}", got=f"{min(given)}",
-                why="it cannot merge more tokens at one site", hint="more sites, each with a larger keep_ratio",
-            )
         counts = _counts(plan, given * len(plan.sites) if len(given) == 1 else given)
+        self._check_strategy(plan, given, counts)
         saved = float(cost.saved_flops(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
         done = _with_counts(plan, counts)
         if done.sites and saved <= 0:
             raise self._costs_more(plan, saved)
         return done
+
+    def _check_strategy(self, plan: Plan, given: tuple[float, ...], counts: tuple[int, ...]) -> None:
+        least = get(plan.config.strategy).smallest_keep_ratio
+        parents = (plan.sites[0].parent, *counts)
+        if any(kept < int(parent * least) for parent, kept in zip(parents, counts, strict=False)):
+            raise LvtpError(
+                Code.CONFIG_OUT_OF_RANGE, where="Config.keep_ratio",
+                expected=f"at least {least} with strategy={plan.config.strategy!r}", got=f"{min(given)}",
+                why="it cannot merge more tokens at one site", hint="more sites, each with a larger keep_ratio",
+            )
 
     def _costs_more(self, plan: Plan, saved: float) -> LvtpError:
         assert plan.trunk is not None
@@ -105,12 +109,14 @@ class SolveCounts:
 
 
 def _counts(plan: Plan, ratios: tuple[float, ...]) -> tuple[int, ...]:
-    """Grid tokens of each space: rounded down to the alignment of the whole token axis, at least one."""
+    """Grid tokens of each space: rounded down to the alignment of the whole token axis, at least one; as wanted where
+    that would be too few for the strategy."""
     living, result = plan.sites[0].parent, []
+    least = get(plan.config.strategy).smallest_keep_ratio
     for ratio, shape in zip(ratios, cost.site_shapes(plan), strict=True):
         wanted = int(living * ratio + 1e-9)
         aligned = (wanted + shape.ends) // plan.config.align * plan.config.align - shape.ends
-        living = max(1, aligned if aligned >= 1 else wanted)
+        living = max(1, aligned if aligned >= max(1, int(living * least)) else wanted)
         result.append(living)
     return tuple(result)
 

@@ -75,6 +75,35 @@ def test_it_stays_within_its_passes_and_says_how_far_it_is(found: tuple[Config, 
     assert 4 * len(IMAGES) < len(seen) <= 90
 
 
+@pytest.mark.parametrize(("images", "passes", "wanted"), [
+    (IMAGES, 24, {"flops_cut": 0.2}), (IMAGES, 24, {"max_drop": 0.2}), ([IMAGES], 24, {"flops_cut": 0.2}),
+    (list(IMAGES.split(4)), 30, {"max_drop": 0.2}),
+], ids=["fewest", "fewest of a drop", "one batch", "batches"])
+def test_it_stays_within_few_passes(captured: Capture, images: Any, passes: int, wanted: dict[str, Any]) -> None:
+    calls = Calls()
+    config = lvtp_fx.calibrate(captured, images, passes=passes, progress=calls, **wanted)
+    assert calls.seen[-1][0] <= passes
+    assert lvtp_fx.transform(captured, config=config).report.flops_cut > 0.05
+
+
+def test_images_of_another_size_are_refused(captured: Capture) -> None:
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP401 input-does-not-fit"):
+        lvtp_fx.calibrate(captured, [IMAGES[:1], IMAGES[:1, :, :56]], flops_cut=0.2)
+
+
+def test_images_without_labels_among_labelled_ones_do_not_confuse_it(captured: Capture) -> None:
+    labels = torch.full((6, 64, 64), 255)
+    with torch.no_grad():
+        labels[5] = captured.module(IMAGES[5:]).argmax(1)[0]
+    config = lvtp_fx.calibrate(captured, IMAGES, labels=labels, flops_cut=0.2, passes=40)
+    assert lvtp_fx.transform(captured, config=config).report.flops_cut >= 0.2
+
+
+def test_a_strategy_that_merges_half_at_most_is_calibrated_too(captured: Capture) -> None:
+    config = lvtp_fx.calibrate(captured, IMAGES, flops_cut=0.2, passes=30, strategy="bipartite", align=8)
+    assert lvtp_fx.transform(captured, config=config).report.flops_cut >= 0.19
+
+
 def test_the_same_images_give_the_same_config(model: nn.Module, found: tuple[Config, Calls]) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
@@ -128,7 +157,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "neither": ({}, r"(?s)LVTP201.*at calibrate\n.*expected: one of flops_cut and max_drop\n  got: neither"),
     "both": ({"flops_cut": 0.2, "max_drop": 0.1}, r"(?s)LVTP201.*at calibrate\n.*got: both"),
     "drop": ({"max_drop": 1.5}, r"(?s)LVTP201.*at calibrate.max_drop\n  expected: a share in \(0, 1\)\n  got: 1.5"),
-    "cut": ({"flops_cut": 1.5}, r"(?s)LVTP201.*at Config.flops_cut"),
+    "cut": ({"flops_cut": 1.5}, r"(?s)LVTP201.*at calibrate.flops_cut\n  expected: a share in \(0, 1\)\n  got: 1.5"),
+    "nothing": ({"flops_cut": 0}, r"(?s)LVTP201.*at calibrate.flops_cut\n  expected: a share in \(0, 1\)\n  got: 0"),
+    "sites": ({"flops_cut": 0.2, "sites": (1,)}, r"(?s)LVTP201.*at calibrate.sites\n  expected: no such argument"),
+    "ignored": ({"flops_cut": 0.2, "labels": torch.full((6, 64, 64), 255)},
+                r"(?s)LVTP105.*got: labels without a pixel of any class"),
     "unreachable": ({"flops_cut": 0.95}, r"(?s)LVTP202.*at Config.flops_cut\n  expected: at most 0\.\d+ .*got: 0.95"),
     "no drop": ({"max_drop": 1e-9}, r"(?s)LVTP202.*at calibrate.max_drop\n  expected: a cut of 0\.\d+ or more\n"
                                     r"  got: more than 1e-09 lost at 0\.\d+"),

@@ -332,8 +332,8 @@ def chosen(plan: Plan, sites: str | tuple[int, ...]) -> list[int]:
     return [site.block for site in made]
 
 
-def test_automatic_sites_lie_in_the_first_half(plain: Plan) -> None:
-    assert chosen(plain, "auto") == [0, 1, 2]
+def test_automatic_sites_lie_in_the_first_part_and_every_site_before_the_last(plain: Plan) -> None:
+    assert chosen(plain, "auto") == [0, 1, 3]
     assert chosen(plain, "every") == list(range(len(trunk_of(plain).blocks) - 1))
 
 

@@ -169,14 +169,16 @@ def rank_by_loop(
         members = [float(edges[j]) for j in range(N) if cluster[j] == cluster[i]]
         excess = max(float(edges[i]) - sum(members) / len(members), 0)
         worth.append(edge_weight * excess + importance_weight * float(importance[i]))
-    chosen = list(anchors)
+    chosen, compared, M = set(anchors), list(anchors), len(anchors)
     for part in range(1, rounds + 1):
         priority = [inf if i in chosen else worth[i] - max(
-            closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour) for a in chosen)
+            closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour) for a in compared)
             for i in range(N)]
         order = sorted(range(N), key=lambda i: (-priority[i], i))
-        M = len(anchors)
-        chosen += order[M + (kept - M) * (part - 1) // rounds : M + (kept - M) * part // rounds]
+        done, upto = (M + (kept - M) * p // rounds for p in (part - 1, part))
+        if upto > done:
+            chosen |= set(order[:upto])
+            compared += order[done:upto]
     return priority
 
 
@@ -227,6 +229,18 @@ def test_of_tokens_alike_one_is_enough_where_they_are_chosen_in_rounds() -> None
         for rounds in (1, 2))
     assert lvtp.select(first, 3).tolist() == [[0, 2, 3]]
     assert lvtp.select(renewed, 3).tolist() == [[0, 1, 3]]
+
+
+def test_repeated_anchors_do_not_cost_the_best_tokens_their_place() -> None:
+    """`representatives` repeats token 0 for an empty cell; who lives on must not depend on it."""
+    feature, position = normal(1, 1, 8, 4, dtype=torch.float32), torch.arange(8)[None]
+    none = torch.zeros(1, 8)
+    once, thrice = (lvtp.select(lvtp.rank(feature, torch.tensor([anchors]), position, none, none, 8, 8, 0.0, 0.0, 0.0,
+                                          5, 2), 5) for anchors in ([0], [0, 0, 0]))
+    alone = lvtp.rank(feature, torch.tensor([[0]]), position, none, none, 8, 8, 0.0, 0.0, 0.0, 5, 1)
+    best = alone[0].argsort(descending=True)[1]
+    assert int(best) in once[0]
+    assert int(best) in thrice[0]
 
 
 def test_edge_tokens_go_last_and_smoothness_is_no_demerit() -> None:

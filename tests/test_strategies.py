@@ -86,7 +86,8 @@ SITES = {"plain": Site(), "first": Site(N=30), "masked": Site(mask=True), "no im
          "one head": Site(H=1), "one row": Site(grid=(1, 30))}
 CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": Config(entropy_keys=1),
            "high": Config(entropy_direction="high", importance_in_rank=0.3), "shannon": Config(qs=(1.0,)),
-           "cells": Config(cell=(3, 2), entropy_keys=7), "one round": Config(rounds=1), "rounds": Config(rounds=5)}
+           "cells": Config(cell=(3, 2), entropy_keys=7), "one round": Config(rounds=1), "rounds": Config(rounds=5),
+           "no entropy": Config(entropy_weight=0.0)}
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 every_site = pytest.mark.parametrize("site", SITES.values(), ids=SITES.keys())
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

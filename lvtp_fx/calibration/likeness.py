@@ -53,6 +53,7 @@ def tally(output: Any, label: torch.Tensor) -> torch.Tensor:
         size = (label.shape[-2], label.shape[-1])
         logits = torch.nn.functional.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
     classes = logits.shape[1]
+    label = label.to(logits.device)
     valid = (label >= 0) & (label < classes)
     cell = label[valid].long() * classes + logits.argmax(1)[valid]
     return torch.bincount(cell, minlength=classes**2).reshape(classes, classes).cpu()

@@ -18,9 +18,11 @@ _TILTS = (-0.75, 0.75)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Attributes:
-    sites: blocks after whose attention tokens are dropped, ascending.
-    tilt: in (-1, 1): how much more of the cut the first sites take than the last ones; 0: all keep the same ratio.
+    """Sites, and how the cut is shared out between them.
+
+    Attributes:
+        sites: blocks after whose attention tokens are dropped, ascending.
+        tilt: in (-1, 1): how much more of the cut the first sites take than the last ones; 0: all keep the same ratio.
     """
 
     sites: tuple[int, ...]
@@ -70,7 +72,7 @@ def neighbours(schedule: Schedule, trunk: Trunk) -> Iterator[Schedule]:
     """Schedules one step away: another tilt, one site moved by a block, one left out, one more."""
     blocks = places(trunk)
     at = [blocks.index(site) for site in schedule.sites]
-    for tilt in _TILTS:
+    for tilt in _TILTS if len(at) > 1 else ():
         yield Schedule(schedule.sites, max(-0.75, min(0.75, schedule.tilt + tilt)))
     for i, place in enumerate(at):
         for step in (-1, 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import fx
@@ -37,7 +38,7 @@ class Trial:
 
     Raises:
         LvtpError: LVTP102 without a trunk; LVTP105 for outputs or labels that cannot be compared; LVTP201 where
-            `passes` does not suffice for the dense model and the default schedule.
+            `passes` does not suffice for the dense model and the default schedule; LVTP401 for inputs that do not fit.
     """
 
     def __init__(
@@ -56,11 +57,18 @@ class Trial:
                 hint="more passes, or fewer images",
             )
         self.left, self.passes, self.show = passes, passes, show
-        self.configs: dict[Choice, Config] = {}
+        self.configs: dict[Choice, Config | LvtpError] = {}
         self.modules: dict[Choice, fx.GraphModule] = {}
         self.found: dict[Choice, list[torch.Tensor]] = {}  # by choice, for each image: likeness [] or counts [C, C]
         self.dense: list[list[torch.Tensor]] = []
-        self.dense_found = [self._dense(i) for i in range(len(inputs))]
+        dense = pipeline.finish(prepared.plan)  # with checks of what comes in
+        self.dense_found = [self._dense(dense, i) for i in range(len(inputs))]
+        if labels and not torch.stack(self.dense_found).sum():
+            raise _incomparable("labels without a pixel of any class")
+
+    @property
+    def everything(self) -> int:
+        return len(self.inputs)
 
     def config(self, choice: Choice) -> Config:
         """For `transform`.
@@ -69,16 +77,32 @@ class Trial:
             LvtpError: LVTP202 where the schedule cannot reach the cut.
         """
         if choice not in self.configs:
-            self.configs[choice] = choice.schedule.config(
-                self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut)
-        return self.configs[choice]
+            try:
+                self.configs[choice] = choice.schedule.config(
+                    self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut)
+            except LvtpError as refusal:
+                if refusal.code != Code.CUT_UNREACHABLE.number:
+                    raise
+                self.configs[choice] = refusal
+        found = self.configs[choice]
+        if isinstance(found, LvtpError):
+            raise found
+        return found
 
-    def cost(self, choice: Choice, count: int) -> int:
-        """Images yet to run for `quality`."""
-        return sum(self.sizes[len(self.found.get(choice, [])) : count])
+    def reaches(self, choice: Choice) -> bool:
+        """Whether the schedule can reach the cut."""
+        try:
+            self.config(choice)
+        except LvtpError:
+            return False
+        return True
+
+    def affords(self, choices: Sequence[Choice], count: int) -> bool:
+        """Whether enough passes are left for the `quality` of all of them."""
+        return sum(sum(self.sizes[len(self.found.get(choice, [])) : count]) for choice in choices) <= self.left
 
     def quality(self, choice: Choice, count: int) -> float:
-        """On the first `count` of the inputs: likeness to the dense outputs, or mean IoU."""
+        """On the first `count` of the inputs: likeness to the dense outputs, or mean IoU (-inf before any label)."""
         found = self.found.setdefault(choice, [])
         for i in range(len(found), count):
             output = self._run(self._module(choice), i)
@@ -88,13 +112,14 @@ class Trial:
     def dense_quality(self) -> float:
         return self._mean(self.dense_found) if self.labels else 1.0
 
-    def drop(self, modules: Sequence[Choice]) -> None:
+    def drop(self, choices: Sequence[Choice]) -> None:
         """Forget the graphs of choices that are out; what they scored is kept."""
-        for choice in modules:
+        for choice in choices:
             self.modules.pop(choice, None)
 
     def _mean(self, found: Sequence[torch.Tensor]) -> float:
-        return miou(torch.stack(list(found)).sum(0)) if self.labels else float(torch.stack(list(found)).mean())
+        mean = miou(torch.stack(list(found)).sum(0)) if self.labels else float(torch.stack(list(found)).mean())
+        return mean if mean == mean else -inf
 
     def _module(self, choice: Choice) -> fx.GraphModule:
         if choice not in self.modules:
@@ -109,8 +134,8 @@ class Trial:
         self.show(self.passes - self.left)
         return output
 
-    def _dense(self, i: int) -> torch.Tensor:
-        output = self._run(self.prepared.captured.module, i)
+    def _dense(self, module: fx.GraphModule, i: int) -> torch.Tensor:
+        output = self._run(module, i)
         try:
             self.dense.append(reference(output))
         except ValueError as error:

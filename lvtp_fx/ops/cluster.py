@@ -59,10 +59,12 @@ def rank(
     done, M = anchors.shape[1], anchors.shape[1]
     for part in range(1, rounds):
         upto = chosen_after(part, rounds, M, kept)
-        new = descending(priority)[:, done:upto]
         if upto > done:
-            nearest = torch.maximum(nearest, affinity(keyed, rows(keyed, new), neighbour_weight).amax(-1))
-            held = priority.isposinf().scatter(1, new, True)
+            chosen = descending(priority)[:, :upto]
+            new = rows(keyed, chosen[:, done:])
+            nearest = torch.maximum(nearest, affinity(keyed, new, neighbour_weight).amax(-1))
+            # Where anchors repeat, places before `done` hold more than anchors: all that is chosen stays chosen.
+            held = priority.isposinf().scatter(1, chosen, True)
             priority = (worth - nearest).masked_fill(held, torch.inf)
         done = upto
     return priority

@@ -50,7 +50,9 @@ def superpixels(
     """k-means over features and places from evenly spread seeds; partner is the cluster's most central token.
 
     Args:
-        feature: [B, N, C]. position: [B, N] int64. count: clusters, <= N. rounds: of assigning and averaging, >= 1.
+        feature: [B, N, C]. position: [B, N] int64, places on the full grid, `columns` wide.
+        reach: tokens that make a distance of one. neighbour_weight: as of `affinity`.
+        count: clusters, <= N. rounds: of assigning and averaging, >= 1.
 
     Returns:
         [B, N] int64. At most `count` tokens are their own partners: a cluster may end empty.
@@ -81,6 +83,9 @@ def pair_rank(feature: torch.Tensor, partner: torch.Tensor, unpaired: float) -> 
 
     First come tokens that are their own partners, and of two that are each other's the earlier one. Then the others,
     the least similar to their partner first; `unpaired` is added to the priority of those whose partner has another.
+
+    Args:
+        feature: [B, N, C]. partner: [B, N] int64.
     """
     unit = F.normalize(feature.float(), dim=-1)
     similarity = (unit * rows(unit, partner)).sum(-1)
@@ -94,7 +99,10 @@ def pair_rank(feature: torch.Tensor, partner: torch.Tensor, unpaired: float) -> 
 def owners_of(partner: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """For each token the kept one that its chain of partners leads to, as an index into `kept`: [B, N] int64.
 
-    Where the chain leads to no kept token, the nearest kept one before it in the order of tokens (or the first).
+    Where the chain ends at a token that is dropped, the kept one before that end in the order of tokens, or the first.
+
+    Args:
+        partner: [B, N] int64. kept: [B, K] int64, ascending.
     """
     lives = torch.zeros_like(partner).scatter(1, kept, 1)
     index = torch.arange(partner.shape[1], device=partner.device).expand_as(partner)
@@ -106,7 +114,11 @@ def owners_of(partner: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 @op("owners_fused(Tensor priority, Tensor kept) -> Tensor")
 def owners_fused(priority: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """One kept token, that of the lowest priority, stands for all dropped ones: [B, N] int64 into `kept`."""
+    """One kept token, that of the lowest priority, stands for all dropped ones: [B, N] int64 into `kept`.
+
+    Args:
+        priority: [B, N]. kept: [B, K] int64, ascending.
+    """
     K = kept.shape[1]
     host = torch.gather(priority, 1, kept).argmin(-1, keepdim=True).expand_as(priority)
     return host.scatter(1, kept, torch.arange(K, device=kept.device).expand_as(kept))

@@ -26,11 +26,14 @@ class Lvtp:
         return keep_highest(site, self._priority(site, config), config)
 
     def _priority(self, site: SiteNodes, config: Config) -> fx.Node:
-        entropy = entropy_node(site, config.qs, config.entropy_keys)
         rows, columns = site.grid
-        sign = -1.0 if config.entropy_direction == "low" else 1.0
         edges = edge_node(site)
-        importance = site.call("blend", entropy, edges, sign * config.entropy_weight, config.edge_weight)
+        if config.entropy_weight:
+            entropy = entropy_node(site, config.qs, config.entropy_keys)
+            sign = -1.0 if config.entropy_direction == "low" else 1.0
+            importance = site.call("blend", entropy, edges, sign * config.entropy_weight, config.edge_weight)
+        else:
+            importance = site.call("blend", edges, edges, config.edge_weight, 0.0)
         cell = fitting_cell(config.cell, site.grid, site.kept)
         anchors = site.call("representatives", importance, site.position, rows, columns, *cell)
         return site.call(
@@ -40,7 +43,7 @@ class Lvtp:
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         n = sympy.sympify(shape.N)
-        entropy = entropy_flops(shape, config)
+        entropy = entropy_flops(shape, config) if config.entropy_weight else sympy.Integer(0)
         anchors = anchor_count(shape, config)
         # Of the tokens chosen, all but those of the last round are compared with.
         compared = anchors + sympy.floor((shape.K - anchors) * (config.rounds - 1) / sympy.Integer(config.rounds))

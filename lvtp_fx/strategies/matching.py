@@ -32,10 +32,11 @@ class Mutual:
     """Of two tokens that are each other's most similar, one may be merged into the other; then tokens that are merely
     similar to another.
 
-    After the description of MPM (arXiv 2604.05718), whose code is not public.
+    After the abstract of MPM (arXiv 2604.05718), whose code is not public. There all pairs are merged, however many
+    there are; here K is a static number, so the least similar pairs may stay, and others may be merged beyond them.
     """
 
-    smallest_keep_ratio = 0.0
+    smallest_keep_ratio = 0.5  # no more pairs than that
 
     def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
         return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS)
@@ -47,7 +48,9 @@ class Mutual:
 class Superpixels:
     """k-means of features and places into K clusters; the most central token of each lives on.
 
-    After Expedite (arXiv 2210.01035, section 3.2), with the whole grid in place of its windows.
+    After Expedite (arXiv 2210.01035, section 3.2), which starts from averages over cells, assigns softly among near
+    centres, and rebuilds a token from several: here clusters are hard, near centres preferred, seeds spread evenly, and
+    what is rebuilt is `Config.restore`'s.
     """
 
     smallest_keep_ratio = 0.0

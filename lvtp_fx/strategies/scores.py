@@ -53,8 +53,8 @@ class Received:
 class Fused:
     """Tokens that the first prefix token (a class token) attends to most live on; the others are fused into one.
 
-    After EViT (arXiv 2202.07800, section 3). The fused token is one of the K. Without a prefix, attention received
-    from all queries.
+    After EViT (arXiv 2202.07800, section 3), where the fused token is one more, and its mean weighted by attention:
+    here it is one of the K, and its mean is `merge`'s. Without a prefix, attention received from all queries.
     """
 
     smallest_keep_ratio = 0.0
