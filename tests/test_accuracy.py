@@ -18,6 +18,7 @@ from accuracy_gallery import EACH, picks
 from accuracy_rows import evaluated, mean
 from accuracy_store import Kept, Store, UnreadableError
 from accuracy_variants import Variant, variants
+from rivals import rivals
 
 from lvtp_fx.models.metrics import SegmentationMeter
 
@@ -214,7 +215,7 @@ def test_variants_are_the_named_strategies_at_every_cut() -> None:
     assert len(by_name) == len(found)
     assert {"lvtp, cut 0.2", "lvtp, cut 0.4", "random, cut 0.2"} < set(by_name)
     assert all(v.config is not None and v.config["restore"] == "copy" for v in found)
-    assert by_name["random, cut 0.2"].config == {"flops_cut": 0.2, "strategy": "random", "restore": "copy"}
+    assert by_name["random, cut 0.2"].config == {"flops_cut": 0.2, **rivals()["random"], "restore": "copy"}
     same = variants([0.2, 0.4], ["lvtp"], {"keep_ratio": 0.7})
     assert [v.name for v in same] == ["lvtp, keep 0.7"]
     with pytest.raises(ValueError, match="'best' is unknown; known are all, lvtp"):

@@ -25,6 +25,7 @@ SHARED = Path(os.environ.get("LVTP_FX_SHARED", Path(__file__).parents[2] / "shar
 PYTHON = (sys.executable,)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 PNG = b"\x89PNG"
+MUTUAL = "mutual (MPM-like)"  # a rival for encoders of any depth
 
 sys.path.append(str(BENCH.parent))
 
@@ -101,7 +102,7 @@ def test_scenes_need_no_arguments_but_may_have_them(tmp_path: Path) -> None:
 
 def test_processes_and_interruptions_do_not_change_a_digit(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
     """One process writes the same bytes as two under torchrun that go on where another run was stopped."""
-    options = ("--checkpoint", tiny[0], "--strategy", "lvtp", "--strategy", "random", "--flops-cut", 0.2, "--density")
+    options = ("--checkpoint", tiny[0], "--strategy", "lvtp", "--strategy", MUTUAL, "--flops-cut", 0.2, "--density")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
@@ -116,16 +117,16 @@ def test_processes_and_interruptions_do_not_change_a_digit(tmp_path: Path, tiny:
 
 def test_several_checkpoints_have_a_mean_and_a_refused_cut_has_a_row(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
     found = figures(tmp_path, "--checkpoint", tiny[0], "--checkpoint", tiny[1], "--strategy", "lvtp",
-                    "--strategy", "grid", "--flops-cut", 0.2, "--flops-cut", 0.95, "--limit", 2, "--resamples", 20,
+                    "--strategy", MUTUAL, "--flops-cut", 0.2, "--flops-cut", 0.95, "--limit", 2, "--resamples", 20,
                     "--set", "restore=copy", "--gallery", "gallery.png", "--gallery-cut", 0.2)
     rows = [one["rows"] for one in found["checkpoints"]]
-    assert [row["strategy"] for row in rows[0]] == ["dense", "lvtp", "grid", "lvtp", "grid"]
+    assert [row["strategy"] for row in rows[0]] == ["dense", "lvtp", MUTUAL, "lvtp", MUTUAL]
     assert all(row["config"]["restore"] == "copy" for row in rows[0][1:])
-    lvtp, grid, refused = (found["mean"][i] for i in (0, 1, 2))
+    lvtp, mutual, refused = (found["mean"][i] for i in (0, 1, 2))
     changes = [one[1]["change"]["miou"]["value"] for one in rows]
     assert lvtp["change"]["miou"]["value"] == pytest.approx(sum(changes) / 2)
-    apart = grid["change"]["miou"]["value"] - lvtp["change"]["miou"]["value"]
-    assert grid["minus_lvtp"]["miou"]["value"] == pytest.approx(apart)
+    apart = mutual["change"]["miou"]["value"] - lvtp["change"]["miou"]["value"]
+    assert mutual["minus_lvtp"]["miou"]["value"] == pytest.approx(apart)
     assert rows[0][3]["refused"].startswith("LVTP2")
     assert rows[0][3]["miou"] is None
     assert refused["refused"] == "refused on 2 of 2 checkpoints"
