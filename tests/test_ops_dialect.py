@@ -45,7 +45,16 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "select": lambda t: lvtp.select(t["importance"], 8),
     "owners": lambda t: lvtp.owners(t["feature"], t["kept"], t["position"], 6, 6, 0.1),
     "representatives": lambda t: lvtp.representatives(t["importance"], t["position"], *GRID, 2, 2),
-    "rank": lambda t: lvtp.rank(t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0, 1, 1),
+    "rank": lambda t: lvtp.rank(t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0, 1, 1,
+                                12, 2),
+    "received": lambda t: lvtp.received(t["q"], t["k"], t["mask"], None, 1, 1, 2),
+    "blank": lambda t: lvtp.blank(t["position"]),
+    "partners": lambda t: lvtp.partners(t["feature"]),
+    "partners_across": lambda t: lvtp.partners_across(t["feature"]),
+    "superpixels": lambda t: lvtp.superpixels(t["feature"], t["position"], 6, 6, 8, 2, 0.1),
+    "pair_rank": lambda t: lvtp.pair_rank(t["feature"], lvtp.partners(t["feature"]), 3.0),
+    "owners_of": lambda t: lvtp.owners_of(lvtp.partners(t["feature"]), t["kept"]),
+    "owners_fused": lambda t: lvtp.owners_fused(t["importance"], t["kept"]),
     "compose": lambda t: lvtp.compose(t["position"], t["kept"]),
     "repeat": lambda t: lvtp.repeat(t["kept"], 1, 2).unflatten(0, (-1, 2)),
     "gather": lambda t: lvtp.gather(t["mask"], t["kept"], 0, 3, 1, 1),
@@ -102,8 +111,12 @@ class Pruned(nn.Module):
         edges = lvtp.compose(lvtp.edges(image, *GRID), position)
         importance = lvtp.blend(entropy, edges, -1.0, 0.5)
         anchors = lvtp.representatives(importance, position, *GRID, 2, 2)
-        rank = lvtp.rank(feature, anchors, position, importance, edges, 6, 6, 0.1, 0.1, 0.1)
-        extra = lvtp.hashed(position, 3) + lvtp.spread(position, 6)
+        rank = lvtp.rank(feature, anchors, position, importance, edges, 6, 6, 0.1, 0.1, 0.1, 10, 2)
+        extra = lvtp.hashed(position, 3) + lvtp.spread(position, 6) + lvtp.blank(position)
+        extra = extra + lvtp.received(q, k, mask, None, 1, 0, 2)
+        pixels = lvtp.superpixels(feature, position, 6, 6, 10, 2, 0.1)
+        for partner in (pixels, lvtp.partners(feature), lvtp.partners_across(feature)):
+            extra = extra + lvtp.pair_rank(feature, partner, 3.0).clamp(max=1)
         kept = lvtp.select(lvtp.blend(rank, extra, 1.0, 1e-3), 10)
         owner = lvtp.owners(feature, kept, position, 6, 6, 0.1)
         size = lvtp.ones(position)
@@ -115,7 +128,8 @@ class Pruned(nn.Module):
         now = left + attended.transpose(1, 2).flatten(2)
         heads = lvtp.gather(now.repeat_interleave(2, 0), lvtp.repeat(kept * 0, 1, 2), 0, 1, 1, 0)
         frozen = lvtp.restore_frozen(now, x, kept, 1, 0)
-        return lvtp.restore(now, x, left, owner, 1, 0) + 0.5 * frozen + heads.mean()
+        others = lvtp.owners_of(pixels, kept) + lvtp.owners_fused(importance, kept)
+        return lvtp.restore(now, x, left, owner, 1, 0) + 0.5 * frozen + heads.mean() + others.float().mean()
 
 
 INPUTS = (normal(0, 2, 3, 16, 24, dtype=torch.float32), normal(1, 2, 25, 8, dtype=torch.float32))

@@ -13,6 +13,7 @@ from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.score import spread
 from lvtp_fx.ops.select import affinity, placed, rows, select
 
+_TIE = 1e-5  # of cosines
 _JUMPS = 5  # doublings: a chain of up to 32 partners is followed to its end
 
 
@@ -72,7 +73,8 @@ def superpixels(
     close = (keyed[..., :-3] * rows(centre[..., :-3], cluster)).sum(-1)
     best = close.new_full((B, count), -torch.inf).scatter_reduce(1, cluster, close, "amax")
     index = torch.arange(N, device=feature.device).expand(B, N)
-    central = torch.where(close >= torch.gather(best, 1, cluster), index, N)
+    # The two tokens of a pair are equally central but for rounding: the first is taken, compiled or not.
+    central = torch.where(close >= torch.gather(best, 1, cluster) - _TIE, index, N)
     medoid = central.new_full((B, count), N).scatter_reduce(1, cluster, central, "amin")
     return torch.gather(medoid, 1, cluster).clamp(max=N - 1)
 
