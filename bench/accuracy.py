@@ -30,10 +30,10 @@ from accuracy_store import Kept, Store, UnreadableError
 from accuracy_table import dense_line, density_table, markdown, tables, write_text
 from accuracy_variants import DENSE, Variant, code_digest, key, parse_setting, variants
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import lvtp_fx
 from lvtp_fx.models.metrics import BOUNDARY_PX
+from lvtp_fx.models.training import progress_bar
 
 WIDTH = 150  # columns of the tables where the output is no terminal
 
@@ -155,9 +155,8 @@ def run_all(
     ranks: Ranks,
 ) -> list[list[Kept]]:
     """The figures of each checkpoint: of its dense model, then of each variant."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     code = code_digest()
-    with Progress(*columns, console=Console(stderr=True), disable=not ranks.first) as progress:
+    with progress_bar(shown=ranks.first) as progress:
         return [run(one, images, wanted,
                     [key(model, one.digest, images.digest, split, code, ranks.device) for model in (DENSE, *wanted)],
                     store, ranks, progress)

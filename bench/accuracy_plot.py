@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accuracy_counts import STATISTICS
 from accuracy_rows import BASE, Row
+from accuracy_table import columns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -22,8 +23,7 @@ LINEAR = 1.0  # points up to which the axis is linear; below, a bad strategy wou
 
 def plot(path: Path, rows: Sequence[Row], boundary_px: int, title: str) -> None:
     """Write the plot as PNG; its folder is made where it is missing. Refused cuts have no point."""
-    names = {"miou": "mIoU", "boundary_miou": f"boundary mIoU ({boundary_px} px)",
-             "boundary_iou": f"boundary IoU ({boundary_px} px)"}
+    names = columns(boundary_px)
     figure = Figure(figsize=(15, 5.2), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(STATISTICS), sharex=True)
     for ax, name in zip(axes, STATISTICS, strict=True):

@@ -48,10 +48,12 @@ def find_device(name: str) -> torch.device:
     Raises:
         ValueError: another name, or CUDA is asked for and missing.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
     available = torch.cuda.is_available()
-    kind = ("cuda" if available else "cpu") if name == "auto" else name
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not available):
-        raise ValueError(f"--device takes auto, cpu or cuda, and cuda needs a GPU; got {name!r}")
+    if name == "cuda" and not available:
+        raise ValueError("--device cuda: torch finds no GPU here")
+    kind = "cuda" if available and name != "cpu" else "cpu"
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from accuracy import named, refusing, run_all, show
+from accuracy import refusing, run_all, show
 from accuracy_bootstrap import weights
 from accuracy_images import SCENES, Checkpoint, find_images, load
 from accuracy_ranks import find_device, joined, reproducible
@@ -47,7 +47,7 @@ def main(
     """Calibrate at each cut, then evaluate the default and the calibrated schedule on the same images."""
     reproducible(threads, find_device("cpu"))
     with refusing(FileNotFoundError, ImportError, ValueError, UnreadableError, lvtp_fx.LvtpError):
-        one = named([load(checkpoint)])[0]
+        one = load(checkpoint)
         evaluation = find_images(data, split, one.spec, limit)
         wanted = []
         for cut in flops_cut or [0.45]:

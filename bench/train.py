@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
+from accuracy_ranks import find_device
 from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
@@ -164,20 +165,6 @@ class Run:
         return figures
 
 
-def find_device(name: str) -> str:
-    """"cpu" or "cuda"; auto takes the GPU where there is one.
-
-    Raises:
-        ValueError: for another name, or no GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
-        raise ValueError("--device cuda: torch finds no GPU here")
-    return "cuda" if found and name != "cpu" else "cpu"
-
-
 def main(
     data: Annotated[Path, typer.Option(help="folder laid out like CamVid")],
     model: Annotated[str, typer.Option(help=" or ".join(KINDS))],
@@ -198,7 +185,7 @@ def main(
 ) -> None:
     """Train, print the validation figures, leave a checkpoint in the folder."""
     try:
-        recipe = Recipe(model, epochs, batch, lr, average, balance, scale_min, seed, find_device(device), bf16)
+        recipe = Recipe(model, epochs, batch, lr, average, balance, scale_min, seed, find_device(device).type, bf16)
         run = Run(data, out, recipe, init, workers)
     except (FileNotFoundError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)

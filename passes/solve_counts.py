@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import ClassVar
 
 import sympy
@@ -52,7 +51,7 @@ class SolveCounts:
         return done
 
     def _check_strategy(self, plan: Plan, given: tuple[float, ...], counts: tuple[int, ...]) -> None:
-        least = get(plan.config.strategy).smallest_keep_ratio
+        least = _least(plan)
         parents = (plan.sites[0].parent, *counts)
         if any(kept < int(parent * least) for parent, kept in zip(parents, counts, strict=False)):
             raise LvtpError(
@@ -75,7 +74,7 @@ class SolveCounts:
     def _solve(self, plan: Plan) -> tuple[int, ...]:
         """Kept counts at the largest keep ratio r that meets the cut; site i keeps r ** weight[i]."""
         weights = self.weights or (1.0,) * len(plan.sites)
-        least = get(plan.config.strategy).smallest_keep_ratio
+        least = _least(plan)
         symbols = cost.counts(plan)
         saved = sympy.lambdify(symbols, cost.saved_flops(plan), modules="math")
         wanted = plan.config.flops_cut * self.dense_flops
@@ -83,7 +82,7 @@ class SolveCounts:
         def counts_at(ratio: float) -> tuple[int, ...]:
             return _counts(plan, tuple(max(least, ratio**weight) for weight in weights))
 
-        low, high = max(_SMALLEST, least), 1.0
+        low, high = _SMALLEST, 1.0
         if saved(*counts_at(low)) < wanted:
             raise self._unreachable(plan, saved, counts_at)
         for _ in range(40):
@@ -94,11 +93,10 @@ class SolveCounts:
     def _unreachable(
         self, plan: Plan, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]]
     ) -> LvtpError:
-        least = get(plan.config.strategy).smallest_keep_ratio
-        best = max(saved(*counts_at(ratio / 100)) for ratio in range(max(1, ceil(100 * least)), 100)) / self.dense_flops
+        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / self.dense_flops
         first = plan.sites[0].block
         why = f"all before block {first} and after the encoder runs on the full grid"
-        if least:
+        if least := _least(plan):
             why += f", and strategy={plan.config.strategy!r} keeps at least {least} of the tokens of a site"
         return LvtpError(
             Code.CUT_UNREACHABLE, where="Config.flops_cut",
@@ -108,11 +106,15 @@ class SolveCounts:
         )
 
 
+def _least(plan: Plan) -> float:
+    return get(plan.config.strategy).smallest_keep_ratio
+
+
 def _counts(plan: Plan, ratios: tuple[float, ...]) -> tuple[int, ...]:
     """Grid tokens of each space: rounded down to the alignment of the whole token axis, at least one; as wanted where
     that would be too few for the strategy."""
     living, result = plan.sites[0].parent, []
-    least = get(plan.config.strategy).smallest_keep_ratio
+    least = _least(plan)
     for ratio, shape in zip(ratios, cost.site_shapes(plan), strict=True):
         wanted = int(living * ratio + 1e-9)
         aligned = (wanted + shape.ends) // plan.config.align * plan.config.align - shape.ends

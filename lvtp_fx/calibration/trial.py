@@ -76,6 +76,17 @@ class Trial:
         Raises:
             LvtpError: LVTP202 where the schedule cannot reach the cut.
         """
+        found = self._solved(choice)
+        if isinstance(found, LvtpError):
+            raise found
+        return found
+
+    def reaches(self, choice: Choice) -> bool:
+        """Whether the schedule can reach the cut."""
+        return isinstance(self._solved(choice), Config)
+
+    def _solved(self, choice: Choice) -> Config | LvtpError:
+        """The config, or why the cut is out of reach; solved once."""
         if choice not in self.configs:
             try:
                 self.configs[choice] = choice.schedule.config(
@@ -84,18 +95,7 @@ class Trial:
                 if refusal.code != Code.CUT_UNREACHABLE.number:
                     raise
                 self.configs[choice] = refusal
-        found = self.configs[choice]
-        if isinstance(found, LvtpError):
-            raise found
-        return found
-
-    def reaches(self, choice: Choice) -> bool:
-        """Whether the schedule can reach the cut."""
-        try:
-            self.config(choice)
-        except LvtpError:
-            return False
-        return True
+        return self.configs[choice]
 
     def affords(self, choices: Sequence[Choice], count: int) -> bool:
         """Whether enough passes are left for the `quality` of all of them."""
