@@ -9,23 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
-# Found better than LVTP's own sites and weight for all that rank tokens by a score, or by none.
-SPREAD = {"sites": (1, 3, 5), "neighbour_weight": 3.0}
+EARLY = {"sites": (1, 2, 3), "neighbour_weight": 3.0}
 
 
 def rivals() -> dict[str, dict[str, Any]]:
     """Name to fields of `lvtp_fx.Config`; "lvtp" is the default."""
     return {
         "lvtp": {},
-        "random": {"strategy": "random", **SPREAD},
-        "grid": {"strategy": "grid", **SPREAD},
-        "shannon": {"strategy": "shannon", **SPREAD},
-        "edges": {"strategy": "edges", **SPREAD},
-        "attention received": {"strategy": "received", **SPREAD},
+        "random": {"strategy": "random", **EARLY},
+        "grid": {"strategy": "grid", **EARLY},
+        "shannon": {"strategy": "shannon", "sites": "every", "neighbour_weight": 3.0},
+        "edges": {"strategy": "edges", "neighbour_weight": 3.0},
+        "attention received": {"strategy": "received", "sites": (1, 3, 5), "neighbour_weight": 3.0},
         "fused token (EViT-like)": {"strategy": "fused", "proportional_attention": False, "restore": "frozen"},
         "bipartite (ToMe-like)": {"strategy": "bipartite", "sites": "every"},
         "superpixels (Expedite-like)": {"strategy": "superpixels", "sites": (2,)},
-        "mutual (MPM-like)": {"strategy": "mutual", "sites": "every"},
+        "mutual (MPM-like)": {"strategy": "mutual", "sites": (1, 3, 5), "neighbour_weight": 3.0},
         "lvtp without entropy": {"entropy_weight": 0.0},
         "lvtp with one q": {"qs": (1.0,)},
         "lvtp without edges": {"edge_weight": 0.0, "edge_in_rank": 0.0},
@@ -35,5 +34,6 @@ def rivals() -> dict[str, dict[str, Any]]:
         "lvtp without merging": {"reduce": "select"},
         "lvtp without proportional attention": {"proportional_attention": False},
         "lvtp without delta": {"restore": "copy"},
-        "lvtp with high entropy": {"entropy_direction": "high"},
+        "lvtp with low entropy": {"entropy_direction": "low"},
+        "lvtp with a full decoder": {"decoder": "full"},
     }

@@ -12,6 +12,7 @@ from lvtp_fx.errors import Code, LvtpError
 Reduce = Literal["merge", "select"]
 Restore = Literal["delta", "copy", "frozen"]
 Feature = Literal["keys", "stream"]
+Decoder = Literal["reduced", "full"]
 STRATEGIES = (
     "lvtp", "random", "grid", "shannon", "edges", "received", "fused", "bipartite", "mutual", "superpixels",
 )
@@ -32,8 +33,10 @@ class Config:
         proportional_attention: a token that owns s tokens is attended to with log s added to its score.
         restore: what a dropped token is where the full grid is needed again. "delta": as it was, plus how its owner
             has changed since; "copy": as its owner is now; "frozen": as it was.
+        decoder: where blocks behind the encoder attend over the same grid (a mask transformer), "reduced": they run on
+            the living tokens as well, and what they add is restored behind them; "full": on all tokens.
         qs: the Tsallis orders of the attention entropy; 1 means Shannon.
-        entropy_direction: which tokens represent their cluster: "low" entropy (focused) or "high".
+        entropy_direction: which tokens represent their cluster: "low" entropy (focused attention) or "high" (spread).
         entropy_keys: every how many keys the entropy's row sums take one, >= 1.
         entropy_weight: weight of the entropy in a token's importance, >= 0.
         edge_weight: weight of the Sobel edges in a token's importance, >= 0.
@@ -55,14 +58,15 @@ class Config:
     reduce: Reduce = "merge"
     proportional_attention: bool = True
     restore: Restore = "delta"
+    decoder: Decoder = "reduced"
     qs: tuple[float, ...] = (0.5, 1.0, 2.0)
-    entropy_direction: Literal["low", "high"] = "low"
+    entropy_direction: Literal["low", "high"] = "high"
     entropy_keys: int = 8
     entropy_weight: float = 1.0
     edge_weight: float = 0.5
     cell: tuple[int, int] = (2, 2)
     feature: Feature = "keys"
-    rounds: int = 2
+    rounds: int = 6
     importance_in_rank: float = 0.0
     edge_in_rank: float = 0.05
     neighbour_weight: float = 8.0
@@ -92,8 +96,8 @@ class Config:
         ):
             _refuse("sites", '"auto", "every" or block indices', self.sites, "sites=(2, 5, 8)")
         for name, choices in (("strategy", STRATEGIES), ("reduce", get_args(Reduce)),
-                              ("restore", get_args(Restore)), ("feature", get_args(Feature)),
-                              ("entropy_direction", ("low", "high"))):
+                              ("restore", get_args(Restore)), ("decoder", get_args(Decoder)),
+                              ("feature", get_args(Feature)), ("entropy_direction", ("low", "high"))):
             if getattr(self, name) not in choices:
                 _refuse(name, f"one of {', '.join(choices)}", getattr(self, name), f"{name}={choices[0]!r}")
         if not isinstance(self.proportional_attention, bool):

@@ -32,13 +32,13 @@ class Oracle(fx.Interpreter):
         self.copies = {(copy.value, copy.reader): copy for copy in record.copied}
         self.sites = {site.state: i for i, site in enumerate(record.sites)}
         self.passed = 0  # how many sites lie behind
-        self.entered: list[torch.Tensor] = []
-        self.left: list[torch.Tensor] = []
+        self.entered: dict[str, torch.Tensor] = {}
+        self.left: dict[str, torch.Tensor] = {}
         self.level: dict[str, int] = {}
         self.seen: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self.hooks and self.passed:
+        if n.name in self.hooks:
             return self._attend(n, self.hooks[n.name])
         result = super().run_node(n)
         return self._state(self.states[n.name], result) if n.name in self.states else result
@@ -46,7 +46,7 @@ class Oracle(fx.Interpreter):
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
         def load(operand: fx.Node) -> Any:
             if (operand.name, n.name) in self.record.reduced:
-                return self.left[self.sites[operand.name]]
+                return self.left[operand.name]
             if (operand.name, n.name) in self.record.restored:
                 return self._restore(self.states[operand.name])
             if copy := self.copies.get((operand.name, n.name)):
@@ -67,20 +67,22 @@ class Oracle(fx.Interpreter):
 
     def _state(self, state: StateRecord, x: torch.Tensor) -> torch.Tensor:
         """Dropped tokens take their owner's state; at a site, clusters are formed."""
-        if self.passed:
+        enters = state.name == state.entry  # a later stream begins, on the full grid
+        if self.passed and not enters:
             owner = self.owners[self.passed - 1]
             x = on_grid(x, state, lambda grid: rows(grid, owner))
         self.level[state.name] = self.passed
         self.seen[state.name] = x
         if state.name in self.sites:
-            self.entered.append(x)
-            self.left.append(on_grid(x, state, self._reduce))
             self.passed += 1
+        if state.name in self.sites or enters:
+            self.entered[state.name] = x
+            self.left[state.name] = on_grid(x, state, self._reduce)
         return x
 
     def _reduce(self, grid: torch.Tensor) -> torch.Tensor:
         """[B, N, C]: every token gets the value of its cluster, i.e. of the tokens with the same owner."""
-        owner = self.owners[self.passed]
+        owner = self.owners[self.passed - 1]
         if self.record.config.reduce == "select":
             return rows(grid, owner)
         # Tokens dropped earlier hold copies, so the plain mean over the grid is the size-weighted one.
@@ -89,18 +91,25 @@ class Oracle(fx.Interpreter):
 
     def _restore(self, state: StateRecord) -> torch.Tensor:
         now: torch.Tensor = next(value for node, value in self.env.items() if node.name == state.name)
+        if state.entry:
+            return self._undo(state, now, state.entry, self.owners[-1], None)
         for site in reversed(range(self.level[state.name])):
-            now = self._undo(state, now, site)
+            earlier = self.owners[site - 1] if site else None
+            now = self._undo(state, now, self.record.sites[site].state, self.owners[site], earlier)
         return now
 
-    def _undo(self, state: StateRecord, now: torch.Tensor, site: int) -> torch.Tensor:
-        mode, owner = self.record.config.restore, self.owners[site]
+    def _undo(
+        self, state: StateRecord, now: torch.Tensor, reduced: str, owner: torch.Tensor, earlier: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Undo the reduction of the state called `reduced`, where each token got `owner` [B, N] for `earlier`."""
+        mode = self.record.config.restore
         if mode == "copy":
             return now
-        entered, left = (_grid(x[site], self.states[self.record.sites[site].state]) for x in (self.entered, self.left))
+        entered, left = (_grid(x[reduced], self.states[reduced]) for x in (self.entered, self.left))
         if mode == "delta":
             return on_grid(now, state, lambda grid: entered + (grid - left))
-        earlier = self.owners[site - 1] if site else torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
+        if earlier is None:
+            earlier = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
         lives = (owner == earlier).unsqueeze(-1)
         return on_grid(now, state, lambda grid: torch.where(lives, grid, entered))
 
@@ -108,7 +117,7 @@ class Oracle(fx.Interpreter):
         """Attention with dropped keys masked out, then each dropped row copied from its owner."""
         args, named = self.fetch_args_kwargs_from_env(n)
         kwargs = dict(named)
-        owner = self.owners[self.passed - 1]
+        owner = self.owners[hook.space - 1]
         size = torch.zeros_like(owner, dtype=torch.float32).scatter_add(1, owner, torch.ones_like(owner).float())
         bias = size.log() if self.record.config.proportional_attention else torch.where(size > 0, 0.0, -torch.inf)
         bias = torch.nn.functional.pad(bias, (hook.before, hook.after))

@@ -53,6 +53,21 @@ class Block:
 
 
 @dataclass(frozen=True)
+class LaterStream:
+    """A residual stream behind the encoder whose blocks attend over the same grid, as in a mask transformer.
+
+    Attributes:
+        attentions: its blocks.
+        states: of the stream, in order; the first one is where it enters the last token space.
+        members: all nodes between the first and the last state.
+    """
+
+    attentions: tuple[AttentionMatch, ...]
+    states: tuple[fx.Node, ...]
+    members: frozenset[fx.Node]
+
+
+@dataclass(frozen=True)
 class Trunk:
     """The encoder: attention blocks that share one residual stream over the patch grid.
 
@@ -63,6 +78,7 @@ class Trunk:
         blocks: in order.
         states: the states of the residual stream, in order; the last one is the encoder's output.
         members: all nodes between the root and the last state.
+        later: streams over the same grid that begin behind the encoder's output.
     """
 
     root: fx.Node
@@ -71,6 +87,7 @@ class Trunk:
     blocks: tuple[Block, ...]
     states: tuple[fx.Node, ...]
     members: frozenset[fx.Node]
+    later: tuple[LaterStream, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,3 +123,20 @@ class Plan:
     spaces: dict[fx.Node, int] = field(default_factory=dict)
     pruned: fx.Graph | None = None
     record: Record | None = None
+
+    @property
+    def later(self) -> tuple[LaterStream, ...]:
+        """The streams behind the encoder that are to be reduced too."""
+        return self.trunk.later if self.trunk is not None and self.config.decoder == "reduced" else ()
+
+    @property
+    def reducible(self) -> frozenset[fx.Node]:
+        """The nodes that may be computed on fewer tokens."""
+        assert self.trunk is not None
+        return self.trunk.members.union(*(stream.members for stream in self.later))
+
+    @property
+    def states(self) -> tuple[fx.Node, ...]:
+        """The states of the encoder's stream and of the later ones."""
+        assert self.trunk is not None
+        return (*self.trunk.states, *(state for stream in self.later for state in stream.states))

@@ -24,12 +24,13 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """One state of the residual stream.
+    """One state of the encoder's residual stream, or of a later one.
 
     Attributes:
         name, pruned_name: its node in the captured and in the pruned graph. path: module path.
         batch_dim, token_dim: its axes. before, after: prefix and suffix tokens.
         space: the token space it is computed in.
+        entry: of a state of a later stream, the first state of that stream, where it enters the last space; else "".
     """
 
     name: str
@@ -40,13 +41,15 @@ class StateRecord:
     before: int
     after: int
     space: int
+    entry: str = ""
 
 
 @dataclass(frozen=True)
 class HookRecord:
-    """One attention of the trunk: `name` is its softmax or fused node in the captured graph."""
+    """One attention in token space `space` > 0: `name` is its softmax or fused node in the captured graph."""
 
     name: str
+    space: int
     before: int
     after: int
 
@@ -77,7 +80,7 @@ class Record:
     Attributes:
         sites, states, hooks: in graph order.
         restored: (state, reader) pairs, by name: readers that get the restored stream.
-        reduced: (state, reader) pairs: readers that see a site's state after its reduction.
+        reduced: (state, reader) pairs: readers that see the state of a site, or of an entry, after its reduction.
         copied: other values that are read in a larger space than they are computed in.
         grid: (rows, columns).
     """

@@ -36,7 +36,8 @@ class Report:
     """What `transform` did, or what `explain` says it would do.
 
     Attributes:
-        blocks: the encoder's attention blocks, in order. sites: module paths of those followed by a reduction.
+        blocks: the encoder's attention blocks in order, then those of a decoder that attends over the same grid.
+        sites: module paths of the blocks that are followed by a reduction.
         grid: (rows, columns) of the token grid.
         kept: grid tokens that live on after each site.
         gflops_dense, gflops_pruned: the whole model, per image, as FlopCounterMode counts (2 FLOPs a multiply-add).

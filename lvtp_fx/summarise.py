@@ -43,11 +43,13 @@ def _blocks(plan: Plan) -> Iterator[BlockReport]:
     assert plan.trunk is not None
     grid, sites = plan.trunk.grid, {site.block for site in plan.sites}
     counts = (grid[0] * grid[1], *(site.kept for site in plan.sites))
-    for i, block in enumerate(plan.trunk.blocks):
-        q = block.attention.node.args[0]
+    attentions = [block.attention for block in plan.trunk.blocks]
+    attentions += [attention for stream in plan.trunk.later for attention in stream.attentions]
+    for i, attention in enumerate(attentions):
+        q = attention.node.args[0]
         assert isinstance(q, fx.Node)
         factor = token_factor(plan.labels[q][-2])
         assert factor is not None
         ends = factor.before + factor.after
-        living = counts[plan.spaces.get(block.attention.node, 0)]
-        yield BlockReport(block.attention.path, block.attention.source, counts[0] + ends, living + ends, i in sites)
+        living = counts[plan.spaces.get(attention.node, 0)]
+        yield BlockReport(attention.path, attention.source, counts[0] + ends, living + ends, i in sites)

@@ -13,13 +13,15 @@ from lvtp_fx.plan import Plan
 
 @dataclass(frozen=True)
 class AssignSpaces:
-    """Unifies to the smallest space inside the trunk, and to the full grid (space 0) outside it.
+    """Unifies to the smallest space inside the trunk and the later streams, and to the full grid (space 0) elsewhere.
 
     Requires: `trunk`, `sites`, `labels`, `flows`. Ensures: `spaces`.
 
         x1 = add(x0, attention)   space 0, reduced to space 1 for what follows in the trunk
         norm(x1), mlp, add        space 1
         tap = norm(x2)            space 0 (outside the trunk: x2 is restored first)
+        y0 = linear(norm(x2))     space 0, where a later stream begins: merged into space 1 again for what follows in it
+        add(y0, attention)        space 1
     """
 
     name: ClassVar[str] = "assign_spaces"
@@ -27,11 +29,11 @@ class AssignSpaces:
     def __call__(self, plan: Plan) -> Plan:
         assert plan.trunk is not None
         spaces: dict[fx.Node, int] = {}
-        born = sites_by_state(plan)
+        born, reducible = births(plan), plan.reducible
         for node in plan.graph_module.graph.nodes:
             spaces[node] = 0
             flow = plan.flows[node]
-            if node in plan.trunk.members and not flow.full:
+            if node in reducible and not flow.full:
                 spaces[node] = max(
                     (seen(operand, spaces, born) for operand, label in flow.uses.items()
                      if plan.trunk.grid in grids(label)), default=0,
@@ -43,6 +45,13 @@ def sites_by_state(plan: Plan) -> dict[fx.Node, int]:
     """For each state where a space is born: the number of that space (1, 2, ...)."""
     assert plan.trunk is not None
     return {plan.trunk.blocks[site.block].state: i + 1 for i, site in enumerate(plan.sites)}
+
+
+def births(plan: Plan) -> dict[fx.Node, int]:
+    """The states that are seen in another space than they are computed in, and that space: those of the sites, and
+    the first one of each later stream, which enters the last space."""
+    entered = {stream.states[0]: len(plan.sites) for stream in plan.later if plan.sites}
+    return {**sites_by_state(plan), **entered}
 
 
 def seen(node: fx.Node, spaces: dict[fx.Node, int], born: dict[fx.Node, int]) -> int:

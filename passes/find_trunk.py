@@ -11,7 +11,7 @@ from torch import fx
 from lvtp_fx import provenance
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.label import grids, token_axes, token_factor
-from lvtp_fx.passes.residual_streams import chains, grid_of, other_streams, value_graph
+from lvtp_fx.passes.residual_streams import chains, grid_of, later_streams, other_streams, value_graph
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
 
@@ -44,13 +44,15 @@ class FindTrunk:
         _, states, own = best
         others = other_streams(flow, streams, states, candidates)
         own = [a for a in own if a.node not in others]
+        later = later_streams(plan, flow, streams, states, candidates) if own else ()
+        used = {a.node for a in own}.union(a.node for stream in later for a in stream.attentions)
         reason = "it is not part of the residual stream with the most attention blocks" if own else \
             "no residual stream [batch, tokens, channels] leads through it (tokens kept as rows and columns between " \
             "blocks, or a block without a skip connection)"
-        misses += [_miss(a, reason, 4) for a in candidates if a not in own]
+        misses += [_miss(a, reason, 4) for a in candidates if a.node not in used]
         if not own:
             return replace(plan, misses=(*plan.misses, *misses))
-        trunk = _trunk(plan, flow, states, own, others)
+        trunk = replace(_trunk(plan, flow, states, own, others), later=later)
         return replace(plan, trunk=trunk, misses=(*plan.misses, *misses))
 
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from lvtp_fx.passes.assign_spaces import seen, sites_by_state
+from lvtp_fx.passes.assign_spaces import births, seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes, token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
+from lvtp_fx.passes.reduce_nodes import from_full_grid, reduce_node
 from lvtp_fx.passes.remember import copy_record, ends, hook_records, state_record
 from lvtp_fx.passes.restore_nodes import restore_node
 from lvtp_fx.passes.rewrite_sizes import arguments, resized
@@ -55,10 +56,13 @@ class _Emitter:
         self.plan, self.trunk = plan, plan.trunk
         self.graph = fx.Graph()
         self.to = Coercer(self.graph)
-        self.born = sites_by_state(plan)
+        self.numbers = sites_by_state(plan)
+        self.born = births(plan)
+        self.reducible, self.states = plan.reducible, frozenset(plan.states)
+        self.entry = {state: stream.states[0] for stream in plan.later for state in stream.states}
         self.base: dict[fx.Node, fx.Node] = {}  # values where they were computed
         self.moved: dict[tuple[fx.Node, int, Label], fx.Node] = {}
-        self.left: list[tuple[fx.Node, fx.Node]] = []  # (state before, state after) each reduction
+        self.left: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}  # (before, after) the reduction of each state in `born`
         self.sites: list[SiteRecord] = []
         self.restored: set[tuple[str, str]] = set()
         self.reduced: set[tuple[str, str]] = set()
@@ -67,11 +71,14 @@ class _Emitter:
     def run(self) -> tuple[fx.Graph, Record]:
         for node in self.plan.graph_module.graph.nodes:
             self._emit(node)
-            if node in self.born:
+            if node in self.numbers:
                 self._reduce(node)
+            elif node in self.born:
+                self._enter(node)
         record = Record(
             self.plan.config, tuple(self.sites),
-            tuple(state_record(self.plan, state, self.base[state].name) for state in self.trunk.states),
+            tuple(state_record(self.plan, state, self.base[state].name, self.entry.get(state))
+                  for state in self.plan.states),
             tuple(hook_records(self.plan)), frozenset(self.restored), frozenset(self.reduced), tuple(self.copied),
             self.trunk.grid,
         )
@@ -106,18 +113,18 @@ class _Emitter:
     def _operand(self, value: fx.Node, reader: fx.Node, flow: Flow, target: int) -> fx.Node:
         """`value` as `reader` needs it: in space `target`."""
         label = flow.uses.get(value, self.plan.labels.get(value))
-        inside = reader in self.trunk.members
+        inside = reader in self.reducible
         source = seen(value, self.plan.spaces, self.born) if inside else self.plan.spaces[value]
         if label is None or not isinstance(value.meta.get("val"), torch.Tensor):
             return self.base[value]
         if self.trunk.grid not in grids(label):
             return self.base[value]
-        if value in self.trunk.states and target < self.plan.spaces[value]:
+        if value in self.states and target < self.plan.spaces[value]:
             self.restored.add((value.name, reader.name))
             return self._restore(value, target)
         out = flow.out if isinstance(flow.out, tuple) else ()
         own = self.plan.labels[value]
-        if target < source and value not in self.trunk.states:
+        if target < source and value not in self.states:
             self.copied.append(copy_record(value.name, reader.name, source, own))
         if source and value not in self.born and token_axes(own) and token_axes(own) != token_axes(label):
             return self._partly(value, own, label, source, target)
@@ -127,7 +134,7 @@ class _Emitter:
                 source = self.plan.spaces[value]
             else:
                 self.reduced.add((value.name, reader.name))
-                return self._cached(value, self.left[source - 1][1], label, source, target, out)
+                return self._cached(value, self.left[value][1], label, source, target, out)
         return self._cached(value, self.base[value], label, source, target, out)
 
     def _partly(self, value: fx.Node, own: Label, label: Label, source: int, target: int) -> fx.Node:
@@ -158,12 +165,18 @@ class _Emitter:
         if mode == "copy":
             return self._cached(state, node, label, source, target, label)
         if (state, target, label) not in self.moved:
-            states = {space: state for state, space in self.born.items()}
-            for space in range(source, target, -1):
-                site = (*self.left[space - 1], self.plan.labels[states[space]])
-                node = restore_node(self.to, mode, node, label, site, self.to.spaces[space])
+            for born, space in self._way_back(state, source, target):
+                site = (*self.left[born], self.plan.labels[born])
+                node = restore_node(self.to, mode, node, label, site, space)
             self.moved[state, target, label] = node
         return self.moved[state, target, label]
+
+    def _way_back(self, state: fx.Node, source: int, target: int) -> list[tuple[fx.Node, SpaceNodes]]:
+        """The reductions that lie between a state and space `target`: the states that were reduced, and the spaces."""
+        if state in self.entry:  # it went from the full grid to the last space at once
+            return [(self.entry[state], from_full_grid(self.to, source))]
+        states = {space: site for site, space in self.numbers.items()}
+        return [(states[space], self.to.spaces[space]) for space in range(source, target, -1)]
 
     def _weigh_keys(self, node: fx.Node, args: tuple[Any, ...], flow: Flow, space: int) -> tuple[Any, ...]:
         """Proportional attention: add log size to the scores of the keys."""
@@ -179,28 +192,32 @@ class _Emitter:
 
     def _reduce(self, state: fx.Node) -> None:
         """Insert the reduction of a site after its state."""
-        number = self.born[state]
+        number = self.numbers[state]
         site = self.plan.sites[number - 1]
         label, entered = self.plan.labels[state], self.base[state]
-        before, after = ends(label)
-        stream, order = self.to.as_tokens(entered, label)
+        stream, _ = self.to.as_tokens(entered, label)
         if not self.to.spaces:
             position = self.to.call("positions", stream, site.parent)
             self.to.spaces.append(SpaceNodes(site.parent, None, None, position, self.to.call("ones", position)))
         here, config = self.to.spaces[-1], self.plan.config
-        context = site_nodes(self.plan, number - 1, stream, (before, after), self._image(), self.to,
+        context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), self.to,
                              lambda value: self._read(value, site.block))
         kept, owner = get(config.strategy).decide(context, config)
-        if config.reduce == "merge":
-            reduced = self.to.call("merge", stream, owner, here.size, site.kept, before, after)
-        else:
-            reduced = self.to.call("gather", stream, kept, 0, 1, before, after)
+        reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner, site.kept)
         position = self.to.call("compose", here.position, kept)
         size = self.to.call("sizes", here.size, owner, site.kept)
         self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size))
-        self.left.append((entered, self.to.as_before(reduced, order)))
+        self.left[state] = (entered, reduced)
         block = self.trunk.blocks[site.block]
         self.sites.append(SiteRecord(block.attention.path, state.name, kept.name, owner.name))
+
+    def _enter(self, state: fx.Node) -> None:
+        """A later stream goes on with the tokens that live on behind the last site."""
+        space = from_full_grid(self.to, self.born[state])
+        assert space.kept is not None and space.owner is not None
+        reduced = reduce_node(self.to, self.plan.config.reduce, self.base[state], self.plan.labels[state],
+                              self.to.spaces[0].size, space.kept, space.owner, space.count)
+        self.left[state] = (self.base[state], reduced)
 
     def _read(self, value: fx.Node, block: int) -> fx.Node:
         """A value as the attention of a block reads it."""

@@ -12,24 +12,26 @@ from lvtp_fx.provenance import module_path
 from lvtp_fx.record import CopyRecord, HookRecord, StateRecord
 
 
-def state_record(plan: Plan, state: fx.Node, pruned_name: str) -> StateRecord:
-    """A state of the stream, and the node of the pruned graph that it became."""
+def state_record(plan: Plan, state: fx.Node, pruned_name: str, entry: fx.Node | None) -> StateRecord:
+    """A state of a stream, the node of the pruned graph that it became, and the first state of a later stream."""
     label = plan.labels[state]
     batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
     return StateRecord(state.name, pruned_name, module_path(state), batch, token_axes(label)[0], *ends(label),
-                       plan.spaces[state])
+                       plan.spaces[state], entry.name if entry is not None else "")
 
 
 def hook_records(plan: Plan) -> Iterator[HookRecord]:
-    """The attentions of the trunk whose keys are its tokens."""
+    """The attentions on fewer tokens, in the trunk or in a later stream. One whose operands are all computed on the
+    full grid (from a convolution over it) runs on all tokens, and has none to mask."""
     assert plan.trunk is not None
+    reducible = plan.reducible
     for match in plan.attentions:
         keys = match.node.args[1]
-        if match.node in plan.trunk.members and isinstance(keys, fx.Node):
+        if match.node in reducible and plan.spaces[match.node] and isinstance(keys, fx.Node):
             uses = plan.flows[match.node].uses
             factor = token_factor(uses[keys][-2]) if keys in uses else None
             if factor is not None and factor.grid == plan.trunk.grid:
-                yield HookRecord(match.hook, factor.before, factor.after)
+                yield HookRecord(match.hook, plan.spaces[match.node], factor.before, factor.after)
 
 
 def copy_record(value: str, reader: str, space: int, label: Label) -> CopyRecord:

@@ -10,7 +10,7 @@ from torch import fx
 
 from lvtp_fx.passes.axes.flow import tensors
 from lvtp_fx.passes.axes.label import grids, length
-from lvtp_fx.plan import AttentionMatch, Plan
+from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
 aten = torch.ops.aten
 _ADDS = (aten.add.Tensor, aten.addcmul.default)
@@ -124,3 +124,22 @@ def other_streams(
         if any(match.node in stream for match in candidates):
             found |= stream
     return found
+
+
+def later_streams(
+    plan: Plan, flow: nx.DiGraph, streams: list[list[fx.Node]], states: list[fx.Node], candidates: list[AttentionMatch]
+) -> tuple[LaterStream, ...]:
+    """Residual streams with attention over the grid of `states` that begin behind the last of these. A stream that
+    begins inside another one is a part of that."""
+    grid, behind = grid_of(plan, states[-1]), nx.descendants(flow, states[-1])
+    found: list[LaterStream] = []
+    for chain in streams:
+        if chain[0] not in behind or any(grid_of(plan, state) != grid for state in chain) or \
+                any(chain[0] in other.members for other in found):
+            continue
+        after, before = nx.descendants(flow, chain[0]), nx.ancestors(flow, chain[-1])
+        members = frozenset(after & (before | {chain[-1]}))
+        own = tuple(a for a in candidates if a.node in members and grid_of(plan, a.node) == grid)
+        if own and members.issuperset(chain[1:]):
+            found.append(LaterStream(own, tuple(chain), members))
+    return tuple(found)

@@ -16,13 +16,9 @@ from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes.choose_sites import ChooseSites, automatic
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan, Trunk
-from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, picture
+from tests.tiny import AnyLength, Attention, C, Embed, PreNorm, TinyViT, analyse, fused, picture
 
 Tensor = torch.Tensor
-
-
-def fused(m: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class PostNorm(PreNorm):
@@ -79,32 +75,6 @@ class NoAttention(PreNorm):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x).mT).mT
         out: Tensor = x + self.mlp(self.norm2(x))
-        return out
-
-
-class MaskTransformer(nn.Module):
-    """Class queries and patch tokens attend to each other, as in Segmenter's decoder."""
-
-    def __init__(self, encoder: TinyViT, depth: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.project, self.queries = nn.Linear(C, C), nn.Parameter(torch.randn(1, 5, C))
-        self.decoder = nn.ModuleList(PreNorm(AnyLength(fused)) for _ in range(depth))
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.encoder.embed(image)
-        for block in self.encoder.blocks:
-            x = block(x)
-        x = torch.cat([self.project(self.encoder.norm(x)), self.queries.expand(x.shape[0], -1, -1)], 1)
-        for block in self.decoder:
-            x = block(x)
-        return (x[:, :-5] @ x[:, -5:].mT).mT.unflatten(2, (8, 8))
-
-
-class AnyLength(Attention):
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, C // 2).permute(2, 0, 3, 1, 4)
-        out: Tensor = self.proj(fused(self, q, k, v).transpose(1, 2).reshape(x.shape[0], x.shape[1], C))
         return out
 
 
@@ -266,17 +236,6 @@ def test_parallel_attentions_share_a_state(parallel: Plan) -> None:
     assert states[0] is states[1]
     assert states[2] is states[3]
     assert states[0] is not states[2]
-
-
-def test_decoder_with_attention_of_its_own_is_not_the_trunk() -> None:
-    """Also where it has as many blocks: the first stream is the encoder."""
-    depth = 2
-    encoder = TinyViT([PreNorm(Attention(fused)) for _ in range(2)])
-    plan = analyse(MaskTransformer(encoder, depth))
-    assert paths(trunk_of(plan)) == ["encoder.blocks.0.attention", "encoder.blocks.1.attention"]
-    assert [m.path for m in plan.misses] == [f"decoder.{i}.attention" for i in range(depth)]
-    assert {m.reason for m in plan.misses} == {
-        "it is not part of the residual stream with the most attention blocks"}
 
 
 def test_stream_with_the_most_attention_is_the_trunk() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lvtp_fx.capture import capture
@@ -47,6 +48,19 @@ class Attention(nn.Module):
         return out
 
 
+def fused(m: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class AnyLength(Attention):
+    """On any number of tokens."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, C // 2).permute(2, 0, 3, 1, 4)
+        out: torch.Tensor = self.proj(fused(self, q, k, v).transpose(1, 2).reshape(x.shape[0], x.shape[1], C))
+        return out
+
+
 class PreNorm(nn.Module):
     """x + attention(norm(x)), x + mlp(norm(x))."""
 
@@ -81,11 +95,16 @@ class TinyViT(nn.Module):
         self.embed, self.blocks = Embed(), nn.ModuleList(blocks)
         self.norm, self.head = nn.LayerNorm(C), nn.Linear(C, 5)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """[B, N, C], after the norm."""
         x = self.embed(image)
         for block in self.blocks:
             x = block(x)
-        out: torch.Tensor = self.head(self.norm(x)).transpose(1, 2).unflatten(2, (8, 8))
+        out: torch.Tensor = self.norm(x)
+        return out
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.features(image)).transpose(1, 2).unflatten(2, (8, 8))
         return out
 
 

@@ -1,0 +1,194 @@
+"""Decoders that attend over the patch grid: their stream is merged into the living tokens, and restored behind them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+import lvtp_fx
+from lvtp_fx.errors import LvtpError
+from lvtp_fx.models.random_weights import randomise
+from lvtp_fx.plan import LaterStream
+from tests.tiny import AnyLength, Attention, C, N, PreNorm, TinyViT, analyse, fused, picture
+
+lvtp = torch.ops.lvtp
+
+
+def encoder(depth: int = 3) -> TinyViT:
+    return TinyViT([PreNorm(Attention(fused)) for _ in range(depth)])
+
+
+class MaskTransformer(nn.Module):
+    """Class queries and patch tokens attend to each other, as in Segmenter's decoder."""
+
+    def __init__(self, encoder: TinyViT, depth: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.project, self.queries = nn.Linear(C, C), nn.Parameter(torch.randn(1, 5, C))
+        self.decoder = nn.ModuleList(PreNorm(AnyLength(fused)) for _ in range(depth))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.project(self.encoder.features(image))
+        x = self.decode(torch.cat([x, self.queries.expand(x.shape[0], -1, -1)], 1))
+        return (x[:, :-5] @ x[:, -5:].mT).mT.unflatten(2, (8, 8))
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.decoder:
+            x = block(x)
+        return x
+
+
+def decoder(depth: int = 2) -> nn.Module:
+    return randomise(MaskTransformer(encoder(), depth), seed=0).eval()
+
+
+class Rewriting(MaskTransformer):
+    """A decoder that smooths the tokens on their grid between its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(encoder(), 2)
+        self.smooth = nn.Conv2d(C, C, 3, padding=1)
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.decoder[0](x)
+        grid = x[:, :-5].mT.unflatten(2, (8, 8))
+        x = torch.cat([x[:, :-5] + self.smooth(grid).flatten(2).mT, x[:, -5:]], 1)
+        out: torch.Tensor = self.decoder[1](x)
+        return out
+
+
+class TwoDecoders(nn.Module):
+    """Two tasks, each with blocks of its own behind one encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = encoder()
+        self.to_a, self.to_b = nn.Linear(C, C), nn.Linear(C, C)
+        self.a, self.b = PreNorm(AnyLength(fused)), PreNorm(AnyLength(fused))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.encoder.features(image)
+        return self.a(self.to_a(x)), self.b(self.to_b(x))
+
+
+class PerPixel(nn.Module):
+    """Blocks behind the encoder on a grid of their own, twice as fine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.project = encoder(), nn.Linear(C, C)
+        self.block = PreNorm(AnyLength(fused))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.project(self.encoder.features(image)).mT.unflatten(2, (8, 8))
+        x = nn.functional.interpolate(x, scale_factor=2.0)
+        out: torch.Tensor = self.block(x.flatten(2).mT)
+        return out
+
+
+def later(model: nn.Module) -> tuple[LaterStream, ...]:
+    trunk = analyse(model).trunk
+    assert trunk is not None
+    return trunk.later
+
+
+def targets(module: fx.GraphModule, op: str) -> list[fx.Node]:
+    return [n for n in module.graph.nodes if n.target is getattr(lvtp, op).default]
+
+
+def test_a_mask_transformer_is_a_later_stream_of_the_encoders_grid() -> None:
+    (stream,) = later(MaskTransformer(encoder(), 2))
+    assert [a.path for a in stream.attentions] == ["decoder.0.attention", "decoder.1.attention"]
+    assert [str(s.target).split(".")[1] for s in stream.states] == ["linear", "cat", *["add"] * 4]
+    assert stream.states[0] not in stream.members
+    assert stream.members.issuperset(stream.states[1:])
+
+
+def test_the_first_stream_is_the_encoder_also_where_the_decoder_has_as_many_blocks() -> None:
+    trunk = analyse(MaskTransformer(encoder(2), 2)).trunk
+    assert trunk is not None
+    assert [b.attention.path for b in trunk.blocks] == ["encoder.blocks.0.attention", "encoder.blocks.1.attention"]
+
+
+def test_streams_side_by_side_are_each_found() -> None:
+    assert [[a.path for a in s.attentions] for s in later(TwoDecoders())] == [["a.attention"], ["b.attention"]]
+
+
+def test_a_stream_on_another_grid_is_not_reduced() -> None:
+    model = randomise(PerPixel(), seed=0).eval()
+    assert later(model) == ()
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
+    assert fast.report.unmatched[0].where.startswith("block.attention")
+    lvtp_fx.verify(model, fast, (picture(),))
+
+
+def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
+    fast = lvtp_fx.transform(decoder(), (picture(),), keep_ratio=0.5, sites=(0, 1))
+    kept = fast.report.kept
+    assert kept == (N // 2, N // 4)
+    assert [b.tokens for b in fast.report.blocks] == [N, kept[0], kept[1], kept[1] + 5, kept[1] + 5]
+    *_, entry = targets(fast, "merge")
+    assert entry.args[0].name == "linear_12"  # type: ignore[union-attr]
+    assert entry.args[3:] == (kept[1], 0, 0)
+    assert len(targets(fast, "key_bias")) == 4  # blocks 1 and 2 of the encoder, both of the decoder
+    assert [n.args[4:] for n in targets(fast, "restore")] == [(0, 0)] * 3  # the queries are cut off before
+
+
+@pytest.mark.parametrize(
+    "model", [MaskTransformer(encoder(), 2), Rewriting(), TwoDecoders()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("options", [
+    {}, {"restore": "copy"}, {"restore": "frozen"}, {"reduce": "select"}, {"proportional_attention": False},
+    {"sites": (0,)}, {"decoder": "full"}, {"reduce": "select", "restore": "frozen"},
+], ids=str)
+def test_the_oracle_agrees(model: nn.Module, options: dict[str, Any]) -> None:
+    model = randomise(model, seed=0).eval().double()
+    x = picture().double()
+    fast = lvtp_fx.transform(model, (x,), keep_ratio=0.6, **{"sites": (0, 1), **options})
+    assert lvtp_fx.verify(model, fast, (x,)).max_error < 1e-12
+
+
+def test_a_full_decoder_runs_on_all_tokens_and_saves_less() -> None:
+    model = decoder()
+    reduced, full = (lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, decoder=d) for d in ("reduced", "full"))
+    assert [b.tokens for b in full.report.blocks][-2:] == [N + 5, N + 5]
+    assert full.report.gflops_encoder_pruned == reduced.report.gflops_encoder_pruned
+    assert full.report.gflops_pruned > reduced.report.gflops_pruned
+
+
+def test_the_wanted_cut_counts_the_decoder() -> None:
+    fast = lvtp_fx.transform(decoder(4), (picture(),), flops_cut=0.3)
+    assert 0.3 <= fast.report.flops_cut < 0.34
+
+
+def test_nothing_to_prune_leaves_the_decoder_as_it_is() -> None:
+    model = decoder()
+    fast = lvtp_fx.transform(model, (picture(),), flops_cut=0)
+    with torch.no_grad():
+        assert torch.equal(fast(picture()), model(picture()))
+    assert all(b.tokens == b.tokens_dense for b in fast.report.blocks)
+
+
+@pytest.mark.parametrize(("op", "which", "argument", "broken"), [
+    ("merge", -1, 2, "other sizes"), ("restore", -1, 2, "zeros"), ("key_bias", -1, 1, "ones"),
+])
+def test_a_broken_decoder_is_caught(op: str, which: int, argument: int, broken: str) -> None:
+    model = decoder()
+    module = copy.deepcopy(lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0, 1)))
+    node = targets(module, op)[which]
+    with module.graph.inserting_before(node):
+        old = node.args[argument]
+        assert isinstance(old, fx.Node)
+        if broken == "other sizes":
+            new = module.graph.call_function(lvtp.hashed.default, (targets(module, "positions")[0], 1))
+        elif broken == "zeros":
+            new = module.graph.call_function(torch.ops.aten.zeros_like.default, (old,))
+        else:
+            new = module.graph.call_function(lvtp.ones.default, (old,))
+        node.update_arg(argument, new)
+    module.recompile()
+    with pytest.raises(LvtpError, match="LVTP301 verify-mismatch at "):
+        lvtp_fx.verify(model, module, (picture(),))
