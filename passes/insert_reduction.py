@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,13 +10,14 @@ from torch import fx
 
 from lvtp_fx.passes.assign_spaces import births, seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
-from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
 from lvtp_fx.passes.reduce_nodes import from_full_grid, reduce_node
 from lvtp_fx.passes.remember import copy_record, ends, hook_records, state_record
 from lvtp_fx.passes.restore_nodes import restore_node
-from lvtp_fx.passes.rewrite_sizes import arguments, resized
+from lvtp_fx.passes.rewrite_sizes import arguments, resized, true_size
 from lvtp_fx.passes.site_nodes import site_nodes
+from lvtp_fx.passes.weigh_keys import weigh_keys
 from lvtp_fx.plan import Plan
 from lvtp_fx.record import CopyRecord, Record, SiteRecord
 from lvtp_fx.strategies import get
@@ -92,7 +92,9 @@ class _Emitter:
             if node.target is aten.scaled_dot_product_attention.default:
                 kwargs = dict(kwargs)
                 mask = kwargs.pop("attn_mask", None) if len(args) < 4 else args[3]
-                args = self._weigh_keys(node, (*args[:3], mask, *args[4:]), flow, space)
+                args = (*args[:3], mask, *args[4:])
+                if self.plan.config.proportional_attention:
+                    args = weigh_keys(self.to, node, args, flow, self.trunk.grid, space)
         new = self.graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
         new.meta = {k: v for k, v in node.meta.items() if k != "val" or not space}
         self.base[node] = self._true_size(node, new)
@@ -104,11 +106,9 @@ class _Emitter:
         source, dim = node.args
         assert isinstance(source, fx.Node) and isinstance(dim, int)
         space, label = self.plan.spaces[source], self.plan.labels.get(source)
-        if not space or label is None or not token_axes((label[dim],)):
+        if not space or label is None:
             return new
-        old, now = resized(label[dim], self.to.spaces[0].count), resized(label[dim], self.to.spaces[space].count)
-        return self.graph.call_function(
-            operator.floordiv, (self.graph.call_function(operator.mul, (new, old)), now))
+        return true_size(self.graph, new, label[dim], self.to.spaces[space].count)
 
     def _operand(self, value: fx.Node, reader: fx.Node, flow: Flow, target: int) -> fx.Node:
         """`value` as `reader` needs it: in space `target`."""
@@ -177,18 +177,6 @@ class _Emitter:
             return [(self.entry[state], from_full_grid(self.to, source))]
         states = {space: site for site, space in self.numbers.items()}
         return [(states[space], self.to.spaces[space]) for space in range(source, target, -1)]
-
-    def _weigh_keys(self, node: fx.Node, args: tuple[Any, ...], flow: Flow, space: int) -> tuple[Any, ...]:
-        """Proportional attention: add log size to the scores of the keys."""
-        k = node.args[1]
-        assert isinstance(k, fx.Node) and isinstance(flow.out, tuple)
-        factor = token_factor(flow.uses[k][-2])
-        if factor is None or factor.grid != self.trunk.grid or not self.plan.config.proportional_attention:
-            return args
-        batch = next(i for i, axis in enumerate(flow.out) if has_kind(axis, Kind.BATCH))  # type: ignore[arg-type]
-        size = self.to.per_axis(self.to.spaces[space].size, flow.out[batch])  # type: ignore[arg-type]
-        bias = self.to.call("key_bias", args[3], size, factor.before, factor.after, batch, args[0])
-        return (*args[:3], bias, *args[4:])
 
     def _reduce(self, state: fx.Node) -> None:
         """Insert the reduction of a site after its state."""

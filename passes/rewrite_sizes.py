@@ -52,6 +52,14 @@ def _scaled(graph: fx.Graph, size: Any, axis: Axis, tokens: int) -> Any:
     return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (size, new)), old))
 
 
+def true_size(graph: fx.Graph, size: fx.Node, axis: Axis, tokens: int) -> fx.Node:
+    """The length of `axis` on the full grid, from the `size` it has with `tokens` grid tokens."""
+    if token_factor(axis) is None:
+        return size
+    return graph.call_function(
+        operator.floordiv, (graph.call_function(operator.mul, (size, length(axis))), resized(axis, tokens)))
+
+
 def _slice(node: fx.Node, args: tuple[Any, ...], flow: Flow, tokens: int) -> tuple[Any, ...]:
     """Bounds behind the grid move with its end; a bound inside the grid would have needed the full grid."""
     label: Label = next(iter(flow.uses.values()))

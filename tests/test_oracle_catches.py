@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 import lvtp_fx
 from lvtp_fx.api import RECORD
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
 from tests.conftest import Case
-from tests.tiny import Attention, B, D, H, N, PreNorm, TinyViT, picture
+from tests.tiny import Attention, B, C, D, H, N, PreNorm, TinyViT, fused, picture
 
 Cases = Callable[[str, str], Case]
 Break = Callable[[fx.Graph, fx.Node], fx.Node]  # what takes the place of a node
@@ -138,3 +138,26 @@ def test_a_returned_map_costs_its_block_and_the_oracle_knows_the_copies_that_it_
     fast.meta[RECORD] = replace(record, copied=())
     with pytest.raises(LvtpError, match="LVTP301"):
         lvtp_fx.verify(model, fast, (picture(),))
+
+
+class Convolving(Attention):
+    """q, k and v come from a convolution over the grid, which sees all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(fused)
+        self.over_grid = nn.Conv2d(C, 3 * C, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grid = self.over_grid(x.mT.unflatten(2, (8, 8))).flatten(2).mT
+        q, k, v = grid.reshape(x.shape[0], -1, 3, H, D).permute(2, 0, 3, 1, 4)
+        out: torch.Tensor = self.proj(self.form(self, q, k, v).transpose(1, 2).reshape(x.shape))
+        return out
+
+
+def test_attention_whose_operands_need_the_full_grid_runs_on_it_and_masks_no_key() -> None:
+    blocks = [PreNorm(Attention(fused)), PreNorm(Convolving()), PreNorm(Attention(fused))]
+    model = randomise(TinyViT(blocks), seed=0).eval()
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0,))
+    assert [b.tokens for b in fast.report.blocks] == [N, N, N // 2]
+    lvtp_fx.verify(model, fast, (picture(),))
+    assert len(fast.meta[RECORD].hooks) == 1
