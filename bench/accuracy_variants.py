@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -100,5 +101,6 @@ def key(variant: Variant, checkpoint: str, data: str, split: str, code: str, dev
     """All that a figure depends on but the image, as canonical JSON; checkpoint, data and code are digests."""
     return json.dumps({
         "checkpoint": checkpoint, "data": data, "split": split, "config": variant.canonical(), "code": code,
-        "torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads(),
+        "torch": torch.__version__, **{name: version(name) for name in ("timm", "pillow", "numpy")},
+        "device": device.type, "threads": torch.get_num_threads(),
     }, sort_keys=True)

@@ -47,6 +47,9 @@ def main(
     """Calibrate at each cut, then evaluate the default and the calibrated schedule on the same images."""
     reproducible(threads, find_device("cpu"))
     with refusing(FileNotFoundError, ImportError, ValueError, UnreadableError, lvtp_fx.LvtpError):
+        if data != SCENES and calibrate_on == split:
+            raise ValueError(f"--calibrate-on {calibrate_on} is --split: the schedules would be judged on images that "
+                             "they were chosen on")
         one = load(checkpoint)
         evaluation = find_images(data, split, one.spec, limit)
         wanted = []

@@ -28,7 +28,9 @@ def transform(
     model: nn.Module | ExportedProgram | Capture, example_inputs: Any = None, *, config: Config | None = None,
     **overrides: Any,
 ) -> fx.GraphModule:
-    """Rewrite a ViT segmenter so that it drops tokens as it goes and restores them before the decoder.
+    """Rewrite a ViT segmenter so that it drops tokens as it goes and restores them where all are needed again.
+
+    That is before the decoder, at taps, and behind those blocks of a decoder that attend over the same grid.
 
     Args:
         model: any module, GraphModule or ExportedProgram; it is captured in eval mode and never changed, and its

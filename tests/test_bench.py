@@ -25,7 +25,7 @@ SHARED = Path(os.environ.get("LVTP_FX_SHARED", Path(__file__).parents[2] / "shar
 PYTHON = (sys.executable,)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 PNG = b"\x89PNG"
-MUTUAL = "mutual (MPM-like)"  # a rival for encoders of any depth
+MERGING = "bipartite (ToMe-like)"  # a rival for encoders of any depth
 
 sys.path.append(str(BENCH.parent))
 
@@ -102,7 +102,7 @@ def test_scenes_need_no_arguments_but_may_have_them(tmp_path: Path) -> None:
 
 def test_processes_and_interruptions_do_not_change_a_digit(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
     """One process writes the same bytes as two under torchrun that go on where another run was stopped."""
-    options = ("--checkpoint", tiny[0], "--strategy", "lvtp", "--strategy", MUTUAL, "--flops-cut", 0.2, "--density")
+    options = ("--checkpoint", tiny[0], "--strategy", "lvtp", "--strategy", MERGING, "--flops-cut", 0.2, "--density")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
@@ -117,16 +117,16 @@ def test_processes_and_interruptions_do_not_change_a_digit(tmp_path: Path, tiny:
 
 def test_several_checkpoints_have_a_mean_and_a_refused_cut_has_a_row(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
     found = figures(tmp_path, "--checkpoint", tiny[0], "--checkpoint", tiny[1], "--strategy", "lvtp",
-                    "--strategy", MUTUAL, "--flops-cut", 0.2, "--flops-cut", 0.95, "--limit", 2, "--resamples", 20,
+                    "--strategy", MERGING, "--flops-cut", 0.2, "--flops-cut", 0.95, "--limit", 2, "--resamples", 20,
                     "--set", "restore=copy", "--gallery", "gallery.png", "--gallery-cut", 0.2)
     rows = [one["rows"] for one in found["checkpoints"]]
-    assert [row["strategy"] for row in rows[0]] == ["dense", "lvtp", MUTUAL, "lvtp", MUTUAL]
+    assert [row["strategy"] for row in rows[0]] == ["dense", "lvtp", MERGING, "lvtp", MERGING]
     assert all(row["config"]["restore"] == "copy" for row in rows[0][1:])
-    lvtp, mutual, refused = (found["mean"][i] for i in (0, 1, 2))
+    lvtp, merging, refused = (found["mean"][i] for i in (0, 1, 2))
     changes = [one[1]["change"]["miou"]["value"] for one in rows]
     assert lvtp["change"]["miou"]["value"] == pytest.approx(sum(changes) / 2)
-    apart = mutual["change"]["miou"]["value"] - lvtp["change"]["miou"]["value"]
-    assert mutual["minus_lvtp"]["miou"]["value"] == pytest.approx(apart)
+    apart = merging["change"]["miou"]["value"] - lvtp["change"]["miou"]["value"]
+    assert merging["minus_lvtp"]["miou"]["value"] == pytest.approx(apart)
     assert rows[0][3]["refused"].startswith("LVTP2")
     assert rows[0][3]["miou"] is None
     assert refused["refused"] == "refused on 2 of 2 checkpoints"
@@ -143,6 +143,12 @@ def test_calibration_compares_with_the_default_on_other_images(tmp_path: Path, t
     assert f"cut 0.2: sites={tuple(calibrated['config']['sites'])}" in done.stdout
     assert 0.2 <= calibrated["flops_cut"] < 0.23
     assert 0.2 <= default["flops_cut"] < 0.23
+
+
+def test_calibration_is_not_judged_on_the_images_that_it_saw(tmp_path: Path, tiny: tuple[Path, Path]) -> None:
+    done = bench(tmp_path, "--data", tmp_path, "--checkpoint", tiny[0], "--split", "val", command=calibration.main)
+    assert done.returncode == 2
+    assert "--calibrate-on val is --split" in done.stderr
 
 
 @pytest.mark.skipif(not (SHARED / "camvid").is_dir(), reason="CamVid is not at hand (LVTP_FX_SHARED)")
