@@ -24,7 +24,7 @@ def rivals() -> dict[str, dict[str, Any]]:
         "fused token (EViT-like)": {"strategy": "fused", "proportional_attention": False, "restore": "frozen"},
         "bipartite (ToMe-like)": {"strategy": "bipartite", "sites": "every"},
         "superpixels (Expedite-like)": {"strategy": "superpixels", "sites": (2,)},
-        "mutual (MPM-like)": {"strategy": "mutual", "sites": (1, 3, 5), "neighbour_weight": 3.0},
+        "mutual (MPM-like)": {"strategy": "mutual", "sites": (1, 3, 5)},
         "lvtp without entropy": {"entropy_weight": 0.0},
         "lvtp with one q": {"qs": (1.0,)},
         "lvtp without edges": {"edge_weight": 0.0, "edge_in_rank": 0.0},
