@@ -129,17 +129,18 @@ def other_streams(
 def later_streams(
     plan: Plan, flow: nx.DiGraph, streams: list[list[fx.Node]], states: list[fx.Node], candidates: list[AttentionMatch]
 ) -> tuple[LaterStream, ...]:
-    """Residual streams with attention over the grid of `states` that begin behind the last of these. A stream that
-    begins inside another one is a part of that."""
+    """Residual streams with attention over the grid of `states` that begin behind the last of these. Two that exchange
+    values are both found: each remembers its own dropped tokens. One inside a block of another is a part of that."""
     grid, behind = grid_of(plan, states[-1]), nx.descendants(flow, states[-1])
     found: list[LaterStream] = []
     for chain in streams:
-        if chain[0] not in behind or any(grid_of(plan, state) != grid for state in chain) or \
-                any(chain[0] in other.members for other in found):
+        if chain[0] not in behind or any(grid_of(plan, state) != grid for state in chain):
             continue
         after, before = nx.descendants(flow, chain[0]), nx.ancestors(flow, chain[-1])
-        members = frozenset(after & (before | {chain[-1]}))
+        others = other_streams(flow, streams, chain, candidates)
+        members = frozenset(after & (before | {chain[-1]})) - others
         own = tuple(a for a in candidates if a.node in members and grid_of(plan, a.node) == grid)
-        if own and members.issuperset(chain[1:]):
+        apart = all(members.isdisjoint(other.members) for other in found)
+        if own and apart and members.issuperset(chain[1:]):
             found.append(LaterStream(own, tuple(chain), members))
     return tuple(found)

@@ -75,6 +75,20 @@ class TwoDecoders(nn.Module):
         return self.a(self.to_a(x)), self.b(self.to_b(x))
 
 
+class Exchanging(TwoDecoders):
+    """Each of the two tasks hears of the other between its two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hear_a, self.hear_b = nn.Linear(2 * C, C), nn.Linear(2 * C, C)
+        self.c, self.d = PreNorm(AnyLength(fused)), PreNorm(AnyLength(fused))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = super().forward(image)
+        both = torch.cat([a, b], -1)
+        return self.c(a + self.hear_b(both)), self.d(b + self.hear_a(both))
+
+
 class PerPixel(nn.Module):
     """Blocks behind the encoder on a grid of their own, twice as fine."""
 
@@ -118,6 +132,11 @@ def test_streams_side_by_side_are_each_found() -> None:
     assert [[a.path for a in s.attentions] for s in later(TwoDecoders())] == [["a.attention"], ["b.attention"]]
 
 
+def test_streams_that_exchange_values_are_each_found() -> None:
+    found = [[a.path for a in s.attentions] for s in later(Exchanging())]
+    assert found == [["a.attention", "c.attention"], ["b.attention", "d.attention"]]
+
+
 def test_a_stream_on_another_grid_is_not_reduced() -> None:
     model = randomise(PerPixel(), seed=0).eval()
     assert later(model) == ()
@@ -139,7 +158,7 @@ def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [MaskTransformer(encoder(), 2), Rewriting(), TwoDecoders()], ids=lambda m: type(m).__name__)
+    "model", [MaskTransformer(encoder(), 2), Rewriting(), TwoDecoders(), Exchanging()], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("options", [
     {}, {"restore": "copy"}, {"restore": "frozen"}, {"reduce": "select"}, {"proportional_attention": False},
     {"sites": (0,)}, {"decoder": "full"}, {"reduce": "select", "restore": "frozen"},
