@@ -110,6 +110,7 @@ def _mismatch(where: str, expected: str, got: str) -> LvtpError:
     return LvtpError(
         Code.VERIFY_MISMATCH, where=where, expected=expected, got=got,
         why="the pruned graph computes something else than the model does without the dropped tokens",
-        hint="report it with lvtp_fx.explain(model, example_inputs); transform with sites further on, or flops_cut=0, "
+        hint="the same in float64 (model.double()): what is left there is no rounding. Then report it with "
+        "lvtp_fx.explain(model, example_inputs); transform with sites further on, or flops_cut=0, "
         "to go on meanwhile",
     )

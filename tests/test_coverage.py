@@ -25,7 +25,7 @@ PROVED = {  # name: attention blocks
     ("timm", "vit_dwee_patch16_reg1_gap_256 final"): 8,
     ("timm", "vit_relpos_small_patch16_rpn_224 taps"): 4,
     ("transformers", "BeitForSemanticSegmentation sdpa"): 3,
-    ("transformers", "CLIPSegForImageSegmentation eager"): 4,
+    ("transformers", "CLIPSegForImageSegmentation sdpa"): 7,  # three of them in the decoder
     ("transformers", "EomtForUniversalSegmentation, mask probabilities as numbers sdpa"): 4,
     ("transformers", "Sapiens2ForSemanticSegmentation sdpa"): 4,
     ("other", "a returned attention map"): 4,
