@@ -24,6 +24,7 @@ from lvtp_fx.passes.label_axes import rule_of
 
 GROUPS = ("timm", "transformers", "other", "not_flat")  # coverage_GROUP.py each
 TOLERANCE = 2e-5  # of an image alone against the same image in a batch: other kernels, other orders of sums
+IN_DOUBLE = 2e-7  # against the oracle in float64, for models that have float32 parts all the same
 
 
 @dataclass(frozen=True)
@@ -140,25 +141,20 @@ def _check(model: Model, row: Row) -> None:
     except LvtpError as mismatch:
         if mismatch.code != Code.VERIFY_MISMATCH.number:
             raise
-        row.error = _error_in_double(module, inputs, options, mismatch)
+        row.error = _error_in_double(module, inputs, options)
     row.batch_error = _batch_error(fast, model, not captured.note)
     row.graphs = _graphs(fast, model, not captured.note)
 
 
-def _error_in_double(
-    module: nn.Module, inputs: dict[str, Any], options: dict[str, Any], mismatch: LvtpError
-) -> float:
-    """Against the oracle in float64, within the float32 tolerance: what is gone there was rounding, which random
-    weights can amplify; what is left is a mismatch."""
+def _error_in_double(module: nn.Module, inputs: dict[str, Any], options: dict[str, Any]) -> float:
+    """Against the oracle in float64: what is gone there was rounding, which random weights can amplify; what is left is
+    a mismatch."""
     def double(value: Any) -> Any:
         return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     wide, inputs = copy.deepcopy(module).double(), pytree.tree_map(double, inputs)
     captured = capture(wide, (), inputs)
-    error = lvtp_fx.verify(captured, lvtp_fx.transform(captured, **options), inputs, tolerance=2e-5).max_error
-    if error > 2e-7:  # rounding would have shrunk by more than that
-        raise mismatch
-    return error
+    return lvtp_fx.verify(captured, lvtp_fx.transform(captured, **options), inputs, tolerance=IN_DOUBLE).max_error
 
 
 def _batch_error(fast: nn.Module, model: Model, free: bool) -> float:

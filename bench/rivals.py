@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+# Found best for those that look at neither attention nor image.
 EARLY = {"sites": (1, 2, 3), "neighbour_weight": 3.0}
 
 

@@ -117,13 +117,16 @@ class Coercer:
         return node, tuple(flat[i] for i in order)
 
     def as_tokens(self, state: fx.Node, label: Label) -> tuple[fx.Node, list[int]]:
-        """A state of the stream as [B, L, C], and the permutation that did it."""
+        """A state of the stream as [B, L, C], permuted once however often it is asked for, and the permutation."""
         batch = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
         token = token_axes(label)[0]
         order = [batch, token, 3 - batch - token]
         if order == [0, 1, 2]:
             return state, order
-        return self.graph.call_function(aten.permute.default, (state, order)), order
+        key = f"permute{(state, order)}"
+        if key not in self._called:
+            self._called[key] = self.graph.call_function(aten.permute.default, (state, order))
+        return self._called[key], order
 
     def as_before(self, tokens: fx.Node, order: list[int]) -> fx.Node:
         """The inverse of `as_tokens`."""

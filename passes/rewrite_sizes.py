@@ -49,15 +49,19 @@ def _scaled(graph: fx.Graph, size: Any, axis: Axis, tokens: int) -> Any:
     new, old = resized(axis, tokens), length(axis)
     if isinstance(size, int):
         return size * new // old
-    return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (size, new)), old))
+    return _times(graph, size, new, old)
 
 
 def true_size(graph: fx.Graph, size: fx.Node, axis: Axis, tokens: int) -> fx.Node:
     """The length of `axis` on the full grid, from the `size` it has with `tokens` grid tokens."""
     if token_factor(axis) is None:
         return size
-    return graph.call_function(
-        operator.floordiv, (graph.call_function(operator.mul, (size, length(axis))), resized(axis, tokens)))
+    return _times(graph, size, length(axis), resized(axis, tokens))
+
+
+def _times(graph: fx.Graph, size: fx.Node, new: int, old: int) -> fx.Node:
+    """A symbolic size that is a multiple of `old`, as the same multiple of `new`."""
+    return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (size, new)), old))
 
 
 def _slice(node: fx.Node, args: tuple[Any, ...], flow: Flow, tokens: int) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import lvtp_fx
 from lvtp_fx.capture import BATCH_STAND_IN, capture
 from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.random_weights import randomise
-from tests.tiny import Attention, PreNorm, TinyViT, picture, vit
+from tests.tiny import Attention, PreNorm, TinyViT, fused, picture, vit
 
 
 class Counts(nn.Module):
@@ -23,10 +23,6 @@ class Counts(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.model(image).reshape(len(image), 5, -1)
         return out
-
-
-def fused(m: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])  # 2 is the number of heads, too

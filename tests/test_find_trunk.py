@@ -16,7 +16,7 @@ from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes.choose_sites import ChooseSites, automatic
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan, Trunk
-from tests.tiny import AnyLength, Attention, C, Embed, PreNorm, TinyViT, analyse, fused, picture
+from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, fused, picture
 
 Tensor = torch.Tensor
 
@@ -128,7 +128,7 @@ class WithRegisters(TinyViT):
     """A class token and two registers before the patches, taken off before the head."""
 
     def __init__(self) -> None:
-        super().__init__([PreNorm(AnyLength(fused)) for _ in range(2)])
+        super().__init__([PreNorm(Attention(fused)) for _ in range(2)])
         self.prefix = nn.Parameter(torch.randn(1, 3, C))
 
     def forward(self, image: Tensor) -> Tensor:

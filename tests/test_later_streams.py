@@ -13,7 +13,7 @@ import lvtp_fx
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.plan import LaterStream
-from tests.tiny import AnyLength, Attention, C, N, PreNorm, TinyViT, analyse, fused, picture
+from tests.tiny import Attention, C, N, PreNorm, TinyViT, analyse, fused, picture
 
 lvtp = torch.ops.lvtp
 
@@ -29,7 +29,7 @@ class MaskTransformer(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.project, self.queries = nn.Linear(C, C), nn.Parameter(torch.randn(1, 5, C))
-        self.decoder = nn.ModuleList(PreNorm(AnyLength(fused)) for _ in range(depth))
+        self.decoder = nn.ModuleList(PreNorm(Attention(fused)) for _ in range(depth))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.project(self.encoder.features(image))
@@ -68,7 +68,7 @@ class TwoDecoders(nn.Module):
         super().__init__()
         self.encoder = encoder()
         self.to_a, self.to_b = nn.Linear(C, C), nn.Linear(C, C)
-        self.a, self.b = PreNorm(AnyLength(fused)), PreNorm(AnyLength(fused))
+        self.a, self.b = PreNorm(Attention(fused)), PreNorm(Attention(fused))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.encoder.features(image)
@@ -81,12 +81,27 @@ class Exchanging(TwoDecoders):
     def __init__(self) -> None:
         super().__init__()
         self.hear_a, self.hear_b = nn.Linear(2 * C, C), nn.Linear(2 * C, C)
-        self.c, self.d = PreNorm(AnyLength(fused)), PreNorm(AnyLength(fused))
+        self.c, self.d = PreNorm(Attention(fused)), PreNorm(Attention(fused))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = super().forward(image)
         both = torch.cat([a, b], -1)
         return self.c(a + self.hear_b(both)), self.d(b + self.hear_a(both))
+
+
+class Nested(TwoDecoders):
+    """The second task hears of the first after its first block, and is heard before its second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hear_a, self.hear_b = nn.Linear(C, C), nn.Linear(C, C)
+        self.c = PreNorm(Attention(fused))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.encoder.features(image)
+        a = self.a(self.to_a(x))
+        b = self.b(self.to_b(x) + self.hear_a(a))
+        return self.c(a + self.hear_b(b)), b
 
 
 class PerPixel(nn.Module):
@@ -95,7 +110,7 @@ class PerPixel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.project = encoder(), nn.Linear(C, C)
-        self.block = PreNorm(AnyLength(fused))
+        self.block = PreNorm(Attention(fused))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.project(self.encoder.features(image)).mT.unflatten(2, (8, 8))
@@ -137,6 +152,10 @@ def test_streams_that_exchange_values_are_each_found() -> None:
     assert found == [["a.attention", "c.attention"], ["b.attention", "d.attention"]]
 
 
+def test_a_stream_that_begins_and_ends_inside_another_is_a_part_of_it() -> None:
+    assert [[a.path for a in s.attentions] for s in later(Nested())] == [["a.attention", "b.attention", "c.attention"]]
+
+
 def test_a_stream_on_another_grid_is_not_reduced() -> None:
     model = randomise(PerPixel(), seed=0).eval()
     assert later(model) == ()
@@ -158,7 +177,8 @@ def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [MaskTransformer(encoder(), 2), Rewriting(), TwoDecoders(), Exchanging()], ids=lambda m: type(m).__name__)
+    "model", [MaskTransformer(encoder(), 2), Rewriting(), TwoDecoders(), Exchanging(), Nested()],
+    ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("options", [
     {}, {"restore": "copy"}, {"restore": "frozen"}, {"reduce": "select"}, {"proportional_attention": False},
     {"sites": (0,)}, {"decoder": "full"}, {"reduce": "select", "restore": "frozen"},

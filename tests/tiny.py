@@ -52,15 +52,6 @@ def fused(m: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> to
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class AnyLength(Attention):
-    """On any number of tokens."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, C // 2).permute(2, 0, 3, 1, 4)
-        out: torch.Tensor = self.proj(fused(self, q, k, v).transpose(1, 2).reshape(x.shape[0], x.shape[1], C))
-        return out
-
-
 class PreNorm(nn.Module):
     """x + attention(norm(x)), x + mlp(norm(x))."""
 
