@@ -37,7 +37,8 @@ class Config:
             the living tokens as well, and what they add is restored behind them; "full": on all tokens.
         qs: the Tsallis orders of the attention entropy; 1 means Shannon.
         entropy_direction: which tokens represent their cluster: "low" entropy (focused attention) or "high" (spread).
-        entropy_keys: every how many keys the entropy's row sums take one, >= 1.
+        entropy_keys: at most how many keys of a row its entropy is taken over, evenly spread, >= 1. A fixed number
+            makes the entropy's cost linear in the tokens.
         entropy_weight: weight of the entropy in a token's importance, >= 0.
         edge_weight: weight of the Sobel edges in a token's importance, >= 0.
         cell: (rows, columns) of the grid cells of the first clustering, each of which keeps a representative.
@@ -61,7 +62,7 @@ class Config:
     decoder: Decoder = "reduced"
     qs: tuple[float, ...] = (0.5, 1.0, 2.0)
     entropy_direction: Literal["low", "high"] = "high"
-    entropy_keys: int = 8
+    entropy_keys: int = 64
     entropy_weight: float = 1.0
     edge_weight: float = 0.5
     cell: tuple[int, int] = (2, 2)

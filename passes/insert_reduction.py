@@ -191,7 +191,7 @@ class _Emitter:
         context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), self.to,
                              lambda value: self._read(value, site.block))
         kept, owner = get(config.strategy).decide(context, config)
-        reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner, site.kept)
+        reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner)
         position = self.to.call("compose", here.position, kept)
         size = self.to.call("sizes", here.size, owner, site.kept)
         self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size))
@@ -204,7 +204,7 @@ class _Emitter:
         space = from_full_grid(self.to, self.born[state])
         assert space.kept is not None and space.owner is not None
         reduced = reduce_node(self.to, self.plan.config.reduce, self.base[state], self.plan.labels[state],
-                              self.to.spaces[0].size, space.kept, space.owner, space.count)
+                              self.to.spaces[0].size, space.kept, space.owner)
         self.left[state] = (self.base[state], reduced)
 
     def _read(self, value: fx.Node, block: int) -> fx.Node:

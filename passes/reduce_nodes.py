@@ -13,19 +13,18 @@ from lvtp_fx.passes.remember import ends
 
 
 def reduce_node(
-    to: Coercer, mode: Reduce, state: fx.Node, label: Label, parent_size: fx.Node, kept: fx.Node, owner: fx.Node,
-    count: int,
+    to: Coercer, mode: Reduce, state: fx.Node, label: Label, parent_size: fx.Node, kept: fx.Node, owner: fx.Node
 ) -> fx.Node:
-    """A state, laid out as `label` says, on `count` tokens: means of what each of them owns, or they alone.
+    """A state, laid out as `label` says, on the tokens that live on: means of what each of them owns, or they alone.
 
     Args:
         parent_size: [B, N], grid tokens that each token of the state stands for.
-        kept: [B, count], owner: [B, N], as of `SpaceNodes`, into and from the space of the state.
+        kept: [B, K], owner: [B, N], as of `SpaceNodes`, into and from the space of the state.
     """
     tokens, order = to.as_tokens(state, label)
     before, after = ends(label)
     if mode == "merge":
-        reduced = to.call("merge", tokens, owner, parent_size, count, before, after)
+        reduced = to.call("merge", tokens, kept, owner, parent_size, before, after)
     else:
         reduced = to.call("gather", tokens, kept, 0, 1, before, after)
     return to.as_before(reduced, order)

@@ -47,7 +47,7 @@ def site_nodes(
     source, source_ends = (k, ends) if config.feature == "keys" else (stream, feature_ends)
     return SiteNodes(
         q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
-        feature=to.call("features", source, *source_ends), position=to.spaces[-1].position, image=image,
+        feature=to.call("features", source, *source_ends), N=tokens, position=to.spaces[-1].position, image=image,
         before=ends[0], after=ends[1], grid=plan.trunk.grid, kept=plan.sites[index].kept, call=to.call,
     )
 

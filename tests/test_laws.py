@@ -122,7 +122,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random": {"strategy": "random"},
     "grid": {"strategy": "grid"},
     "stream": {"feature": "stream", "cell": (3, 2)},
-    "low entropy": {"entropy_direction": "low", "qs": (1.0, 3.0), "entropy_keys": 1},
+    "low entropy": {"entropy_direction": "low", "qs": (1.0, 3.0), "entropy_keys": 1000},
     "every block": {"sites": (0, 1, 2, 3), "keep_ratio": 0.8},
     "full decoder": {"decoder": "full"},
     "one site, aligned": {"sites": (-3,), "align": 8},

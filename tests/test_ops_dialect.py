@@ -60,7 +60,7 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "gather": lambda t: lvtp.gather(t["mask"], t["kept"], 0, 3, 1, 1),
     "ones": lambda t: lvtp.ones(t["position"]),
     "sizes": lambda t: lvtp.sizes(t["size"], t["owner"], 8),
-    "merge": lambda t: lvtp.merge(t["x"], t["owner"], t["size"], 8, 1, 1),
+    "merge": lambda t: lvtp.merge(t["x"], t["kept"], t["owner"], t["size"], 1, 1),
     "key_bias": lambda t: lvtp.key_bias(t["visible"], t["size"][:, :8], 1, 1, 0, t["q"]),
     "restore": lambda t: lvtp.restore(t["now"], t["x"], t["left"], t["owner"], 1, 1),
     "restore_frozen": lambda t: lvtp.restore_frozen(t["now"], t["x"], t["kept"], 1, 1),
@@ -120,7 +120,7 @@ class Pruned(nn.Module):
         kept = lvtp.select(lvtp.blend(rank, extra, 1.0, 1e-3), 10)
         owner = lvtp.owners(feature, kept, position, 6, 6, 0.1)
         size = lvtp.ones(position)
-        left = lvtp.merge(x, owner, size, 10, 1, 0)
+        left = lvtp.merge(x, kept, owner, size, 1, 0)
         small = lvtp.sizes(size, owner, 10)
         q = left.unflatten(-1, (2, 4)).transpose(1, 2)
         bias = lvtp.key_bias(lvtp.gather(mask[None], kept, 0, 2, 1, 0)[:, :1].unsqueeze(1), small, 1, 0, 0, q)

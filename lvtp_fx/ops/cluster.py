@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.select import affinity, descending, placed, rows
+from lvtp_fx.ops.rows import rows
+from lvtp_fx.ops.select import affinity, descending, placed
 
 
 @op("representatives(Tensor importance, Tensor position, int rows, int columns, int cell_rows, int cell_columns)"
@@ -21,12 +23,19 @@ def representatives(
         importance: [B, N] float32.
         position: [B, N] int64, places on the full grid.
     """
-    across = -(-columns // cell_columns)
-    count = -(-rows // cell_rows) * across
-    cell = (position // columns) // cell_rows * across + (position % columns) // cell_columns  # [B, N]
-    inside = cell.unsqueeze(1) == torch.arange(count, device=position.device)[:, None]  # [B, M, N]
-    finite = torch.nan_to_num(importance, nan=-1e30).unsqueeze(1)
-    return torch.where(inside, finite, -torch.inf).argmax(-1)
+    B, N = importance.shape
+    itself = torch.arange(N, device=position.device).expand(B, N)
+    token = torch.zeros(B, rows * columns, dtype=torch.int64, device=position.device).scatter(1, position, itself)
+    # On the grid, a cell is a block: no token is compared with a cell that it is not in.
+    grid = importance.new_full((B, rows * columns), -torch.inf)
+    grid = grid.scatter(1, position, torch.nan_to_num(importance, nan=-1e30)).view(B, rows, columns)
+    down, across = -(-rows // cell_rows), -(-columns // cell_columns)
+    grid = F.pad(grid, (0, across * cell_columns - columns, 0, down * cell_rows - rows), value=-torch.inf)
+    cells = grid.view(B, down, cell_rows, across, cell_columns).transpose(2, 3).flatten(3)
+    best = cells.argmax(-1)  # [B, down, across], a place in the cell
+    row = torch.arange(down, device=position.device)[:, None] * cell_rows + best // cell_columns
+    column = torch.arange(across, device=position.device) * cell_columns + best % cell_columns
+    return torch.gather(token, 1, (row * columns + column).flatten(1))
 
 
 @op("rank(Tensor feature, Tensor anchors, Tensor position, Tensor importance, Tensor edges, int columns, int reach,"

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
+from lvtp_fx.ops.rows import rows
 from lvtp_fx.ops.score import spread
-from lvtp_fx.ops.select import affinity, placed, rows, select
+from lvtp_fx.ops.select import affinity, placed, select
 
 _TIE = 1e-5  # of cosines
 _JUMPS = 5  # doublings: a chain of up to 32 partners is followed to its end

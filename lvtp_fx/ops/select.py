@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
+from lvtp_fx.ops.rows import dropped, rows
 
 AFFINITY_CHANNELS = 4  # that `affinity` adds to the features in its matrix product
 
@@ -53,19 +54,12 @@ def owners(
         kept: [B, K] int64, ascending.
         position: [B, N] int64, places of the tokens on the full grid, `columns` wide.
     """
-    B, N, K = *position.shape, kept.shape[1]
-    itself = torch.arange(K, device=kept.device).expand(B, K)
-    lives = torch.zeros(B, N, dtype=torch.int32, device=kept.device).scatter(1, kept, 1)
-    dropped = torch.sort(lives, dim=1, stable=True).indices[:, : N - K]
+    itself = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    lost = dropped(kept, position.shape[1])
     keyed = placed(feature, position, columns, reach)
-    similarity = affinity(rows(keyed, dropped), rows(keyed, kept), neighbour_weight)  # [B, N - K, K]
+    similarity = affinity(rows(keyed, lost), rows(keyed, kept), neighbour_weight)  # [B, N - K, K]
     nearest = torch.nan_to_num(similarity, nan=-1e30).argmax(-1)
-    return torch.zeros_like(position).scatter(1, torch.cat([kept, dropped], 1), torch.cat([itself, nearest], 1))
-
-
-def rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """x[b, index[b, j]]: x [B, N, C], index [B, J] -> [B, J, C]."""
-    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return torch.zeros_like(position).scatter(1, torch.cat([kept, lost], 1), torch.cat([itself, nearest], 1))
 
 
 def placed(feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from lvtp_fx.ops.registry import op
+from lvtp_fx.ops.rows import dropped, rows
 
 
 @op("compose(Tensor outer, Tensor inner) -> Tensor")
@@ -70,20 +71,24 @@ def sizes(size: torch.Tensor, owner: torch.Tensor, kept: int) -> torch.Tensor:
     return torch.zeros(size.shape[0], kept, dtype=size.dtype, device=size.device).scatter_add(1, owner, size)
 
 
-@op("merge(Tensor x, Tensor owner, Tensor size, int kept, int before, int after) -> Tensor")
+@op("merge(Tensor x, Tensor kept, Tensor owner, Tensor size, int before, int after) -> Tensor")
 def merge(
-    x: torch.Tensor, owner: torch.Tensor, size: torch.Tensor, kept: int, before: int, after: int
+    x: torch.Tensor, kept: torch.Tensor, owner: torch.Tensor, size: torch.Tensor, before: int, after: int
 ) -> torch.Tensor:
     """Each kept token becomes the size-weighted mean of the tokens it owns: [B, before + K + after, C].
 
     Args:
-        x: [B, before + N + after, C]. owner: [B, N] int64. size: [B, N] float32, of the tokens of x.
+        x: [B, before + N + after, C]. size: [B, N] float32, of the tokens of x.
+        kept: [B, K] int64, ascending. owner: [B, N] int64, indices into `kept`; kept tokens own themselves.
     """
     wide = torch.promote_types(x.dtype, size.dtype)  # half types would lose the small members of a large cluster
-    grid = x[:, before : x.shape[1] - after].to(wide) * size.unsqueeze(-1).to(wide)
-    into = owner.unsqueeze(-1).expand(-1, -1, x.shape[2])
-    sums = torch.zeros(x.shape[0], kept, x.shape[2], dtype=wide, device=x.device).scatter_add(1, into, grid)
-    mean = (sums / sizes(size, owner, kept).unsqueeze(-1).to(wide)).to(x.dtype)
+    weight = size.unsqueeze(-1).to(wide)
+    grid = x[:, before : x.shape[1] - after]
+    lost = dropped(kept, owner.shape[1])  # only these are added up: a scatter costs far more than a gather
+    into = torch.gather(owner, 1, lost).unsqueeze(-1).expand(-1, -1, x.shape[2])
+    sums = rows(grid, kept).to(wide) * rows(weight, kept)
+    sums = sums.scatter_add(1, into, rows(grid, lost).to(wide) * rows(weight, lost))
+    mean = (sums / sizes(size, owner, kept.shape[1]).unsqueeze(-1).to(wide)).to(x.dtype)
     if not before and not after:
         return mean
     return torch.cat([x[:, :before], mean, x[:, x.shape[1] - after :]], dim=1)

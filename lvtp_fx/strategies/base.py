@@ -47,6 +47,7 @@ class SiteNodes:
         scale: its scale, None for D ** -0.5.
         stream: [B, L, C], the residual stream that is about to be reduced.
         feature: [B, N, ...] what similarity of tokens is measured on.
+        N: how many grid tokens live here.
         position: [B, N] int64, places of the living tokens on the full grid.
         image: [B, channels, height, width] as it enters the model, or None where there is none.
         before, after: prefix and suffix tokens of the token axis L.
@@ -60,6 +61,7 @@ class SiteNodes:
     scale: float | None
     stream: fx.Node
     feature: fx.Node
+    N: int
     position: fx.Node
     image: fx.Node | None
     before: int

@@ -29,7 +29,7 @@ class Lvtp:
         rows, columns = site.grid
         edges = edge_node(site)
         if config.entropy_weight:
-            entropy = entropy_node(site, config.qs, config.entropy_keys)
+            entropy = entropy_node(site, config.qs, config)
             sign = -1.0 if config.entropy_direction == "low" else 1.0
             importance = site.call("blend", entropy, edges, sign * config.entropy_weight, config.edge_weight)
         else:

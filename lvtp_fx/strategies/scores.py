@@ -17,7 +17,7 @@ class Shannon:
     smallest_keep_ratio = 0.0
 
     def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
-        entropy = entropy_node(site, (1.0,), config.entropy_keys)
+        entropy = entropy_node(site, (1.0,), config)
         if config.entropy_direction == "low":
             entropy = site.call("blend", entropy, entropy, -1.0, 0.0)
         return keep_highest(site, entropy, config)
@@ -70,22 +70,29 @@ class Fused:
         return entropy_flops(shape, config, shape.ends)
 
 
-def entropy_node(site: SiteNodes, orders: Sequence[float], every: int) -> fx.Node:
+def entropy_node(site: SiteNodes, orders: Sequence[float], config: Config) -> fx.Node:
     """Entropy of the attention of each token: [B, N], standardised."""
-    return site.call("entropy", site.q, site.k, site.mask, site.scale, site.before, site.after, list(orders), every)
+    return site.call("entropy", site.q, site.k, site.mask, site.scale, site.before, site.after, list(orders),
+                     sample_step(site, config))
+
+
+def sample_step(site: SiteNodes, config: Config) -> int:
+    """Every how many tokens one is looked at, so that it is at most `entropy_keys` of them."""
+    return -(-(site.before + site.N + site.after) // config.entropy_keys)
 
 
 def entropy_flops(shape: SiteShape, config: Config, more_rows: int = 0) -> sympy.Expr:
     """FLOPs of scores of all tokens (and `more_rows`) with a sample of the others."""
     n = sympy.sympify(shape.N)
-    sampled = sympy.ceiling((n + shape.ends) / config.entropy_keys)
+    tokens = n + shape.ends
+    sampled = sympy.ceiling(tokens / sympy.ceiling(tokens / config.entropy_keys))
     return 2 * shape.H * (n + more_rows) * sampled * shape.D
 
 
 def received_node(site: SiteNodes, config: Config, first: bool) -> fx.Node:
     """Attention that each token receives: [B, N], from the first query or from a sample of all."""
     return site.call("received", site.q, site.k, site.mask, site.scale, site.before, site.after,
-                     0 if first else config.entropy_keys)
+                     0 if first else sample_step(site, config))
 
 
 def edge_node(site: SiteNodes) -> fx.Node:

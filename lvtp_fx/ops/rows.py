@@ -1,0 +1,16 @@
+"""Rows of tokens by index, and the tokens that an index leaves out."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x[b, index[b, j]]: x [B, N, C], index [B, J] -> [B, J, C]."""
+    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def dropped(kept: torch.Tensor, count: int) -> torch.Tensor:
+    """The tokens that do not live on, of `count`: kept [B, K] int64 -> [B, count - K] int64, ascending."""
+    lives = torch.zeros(kept.shape[0], count, dtype=torch.int32, device=kept.device).scatter(1, kept, 1)
+    return torch.sort(lives, dim=1, stable=True).indices[:, : count - kept.shape[1]]
