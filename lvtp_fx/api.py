@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
-from lvtp_fx import cost, example_inputs
+from lvtp_fx import cost, example_inputs, latency
 from lvtp_fx.capture import Capture, batch_size, capture
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
@@ -101,14 +101,32 @@ def rewritten(prepared: Prepared, config: Config) -> Plan:
     """The plan with a pruned graph, or without one where nothing is to be pruned.
 
     Raises:
-        LvtpError: LVTP102 where no attention was matched; as the passes.
+        LvtpError: LVTP102 where no attention was matched; LVTP204 where no time is saved; as the passes.
     """
     plan = replace(prepared.plan, config=config)
     if plan.trunk is None:
         raise refuse_unmatched(plan)
-    if config.flops_cut == 0 and config.keep_ratio is None:
+    if config.flops_cut == 0 and config.keep_ratio is None and config.latency_cut is None:
         return plan
+    if config.latency_cut is not None or config.check_latency:
+        return _timed(prepared, plan)
     return pipeline.run(pipeline.rewrite(prepared.dense_flops), plan)
+
+
+def _timed(prepared: Prepared, plan: Plan) -> Plan:
+    """The plan with a pruned graph that is expected to be faster than the dense one."""
+    passes, captured = pipeline.rewrite(prepared.dense_flops), prepared.captured
+    plan = replace(plan, clock=latency.probe(plan.graph_module, captured))
+    assert plan.clock is not None
+    done = pipeline.run(passes, plan)
+    if not done.sites:
+        return done
+    clock = latency.calibrated(plan.clock, done, pipeline.finish(done), captured)
+    done = replace(done, clock=clock)
+    if plan.config.latency_cut is not None:  # counts were solved as if what is inserted were free
+        done = pipeline.run(passes, replace(plan, clock=clock))
+    latency.refuse_slower(done, clock)
+    return done
 
 
 def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Capture:

@@ -57,7 +57,7 @@ def calibrate(
             drop cannot be reached; and as `transform`.
     """
     _check(flops_cut, max_drop, overrides)
-    base = resolve(config, {**overrides, "keep_ratio": None, "sites": "auto"})
+    base = resolve(config, {**overrides, "keep_ratio": None, "sites": "auto", "latency_cut": None})
     batches = _batches(images)
     prepared = prepare(model, batches[0], base)
     inputs = [example_inputs.resolve(prepared.captured.module, batch) for batch in batches]
@@ -100,10 +100,11 @@ def _check(flops_cut: float | None, max_drop: float | None, overrides: dict[str,
         if value is not None and not 0 < value < 1:
             raise _out_of_range(f"calibrate.{name}", "a share in (0, 1)", repr(value), "all or nothing needs no search",
                                 hint)
-    for name in ("sites", "keep_ratio"):
+    for name, why in (("sites", "it is what calibrate finds"), ("keep_ratio", "it is what calibrate finds"),
+                      ("latency_cut", "calibrate aims at FLOPs or at a drop")):
         if name in overrides:
-            raise _out_of_range(f"calibrate.{name}", "no such argument", repr(overrides[name]),
-                                "it is what calibrate finds", f"leave it out, or transform(model, {name}=...)")
+            raise _out_of_range(f"calibrate.{name}", "no such argument", repr(overrides[name]), why,
+                                f"leave it out, or transform(model, {name}=...)")
 
 
 def _out_of_range(where: str, expected: str, got: str, why: str, hint: str) -> LvtpError:

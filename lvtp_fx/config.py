@@ -24,7 +24,12 @@ class Config:
 
     Attributes:
         flops_cut: wanted share of the whole model's FLOPs to save, in [0, 1), as torch's FlopCounterMode counts
-            them, inserted nodes included; the keep ratio is solved from it. Not used where `keep_ratio` is given.
+            them, inserted nodes included; the keep ratio is solved from it. Not used where `keep_ratio` or
+            `latency_cut` is given.
+        latency_cut: wanted share of the whole model's time to save, in (0, 1), on the example inputs and their device,
+            as a short probe of the model's ops measures it (`lvtp_fx.latency`); None aims at `flops_cut`.
+        check_latency: probe the time, and refuse with LVTP204 where the pruned graph would not be faster; always so
+            with `latency_cut`.
         keep_ratio: share in (0, 1] of the living tokens that each site keeps; one number, or one a site.
         sites: blocks after whose attention tokens are reduced: "auto" (up to three, to the middle), "every" (all but
             the last), or indices (negative ones count from the end).
@@ -53,6 +58,8 @@ class Config:
     """
 
     flops_cut: float = 0.35
+    latency_cut: float | None = None
+    check_latency: bool = False
     keep_ratio: float | tuple[float, ...] | None = None
     sites: Literal["auto", "every"] | tuple[int, ...] = "auto"
     strategy: str = "lvtp"
@@ -85,8 +92,12 @@ class Config:
     def _check_shares(self) -> None:
         if not _number(self.flops_cut) or not 0 <= self.flops_cut < 1:
             _refuse("flops_cut", "a share in [0, 1)", self.flops_cut, "0.35 saves 35 % of the FLOPs")
+        if self.latency_cut is not None and (not _number(self.latency_cut) or not 0 < self.latency_cut < 1):
+            _refuse("latency_cut", "a share in (0, 1), or None", self.latency_cut, "0.3 saves 30 % of the time")
         if self.keep_ratio is None:
             return
+        if self.latency_cut is not None:
+            _refuse("keep_ratio", "None where latency_cut is given", self.keep_ratio, "leave out one of the two")
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
         if not ratios or not all(_number(r) and 0 < r <= 1 for r in ratios):
             _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
@@ -101,8 +112,9 @@ class Config:
                               ("feature", get_args(Feature)), ("entropy_direction", ("low", "high"))):
             if getattr(self, name) not in choices:
                 _refuse(name, f"one of {', '.join(choices)}", getattr(self, name), f"{name}={choices[0]!r}")
-        if not isinstance(self.proportional_attention, bool):
-            _refuse("proportional_attention", "True or False", self.proportional_attention, "leave it out")
+        for name in ("proportional_attention", "check_latency"):
+            if not isinstance(getattr(self, name), bool):
+                _refuse(name, "True or False", getattr(self, name), "leave it out")
 
     def _check_numbers(self) -> None:
         if not self.qs or not all(_number(q) and q > 0 for q in self.qs):

@@ -55,6 +55,17 @@ def node_flops(plan: Plan, node: fx.Node, tokens: sympy.Expr | int) -> sympy.Exp
     return sympy.Integer(0)
 
 
+def share(plan: Plan, node: fx.Node, tokens: sympy.Expr | int) -> sympy.Expr:
+    """What is left of a node's work, as a share of that on the full grid, when its token axes hold `tokens`: of its
+    FLOPs, or of its output where it has none."""
+    full = _grid_tokens(plan)
+    if flops := node_flops(plan, node, full):
+        return node_flops(plan, node, tokens) / flops
+    if not isinstance(node.meta.get("val"), torch.Tensor) or node not in plan.labels:
+        return sympy.Integer(1)  # sizes, and views that make several values
+    return _volume(plan, plan.labels[node], tokens) / _volume(plan, plan.labels[node], full)
+
+
 def _einsum(plan: Plan, node: fx.Node, tokens: sympy.Expr | int) -> sympy.Expr:
     left = argument(node, 0, "equation").replace(" ", "").split("->")[0].split(",")
     operands = list(argument(node, 1, "tensors"))

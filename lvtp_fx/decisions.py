@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from lvtp_fx.api import RECORD
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import resolve
 from lvtp_fx.record import Record
+from lvtp_fx.run_graph import Tap, run_flat
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,6 @@ def original(module: nn.Module) -> tuple[fx.GraphModule, Record]:
             hint="fast = lvtp_fx.transform(model, example_inputs), then pass fast (torch.save loses its graph)",
         )
     return inner, inner.meta[RECORD]
-
-
-class Tap(fx.Interpreter):
-    """Runs a graph and remembers the values of some nodes."""
-
-    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
-        super().__init__(module)
-        self.names, self.seen = names, dict[str, torch.Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.name in self.names:
-            self.seen[n.name] = result
-        return result
-
-
-def run_flat(
-    interpreter: fx.Interpreter, module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Run an interpreter on a module's inputs as the module itself takes them."""
-    spec = module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
-    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in spec.child(1).context} if kwargs else {}))
-    with torch.no_grad():
-        flat = interpreter.run(*leaves, enable_io_processing=False)
-    return module.graph.process_outputs(flat)
 
 
 def resolved(record: Record, values: dict[str, torch.Tensor]) -> list[Decision]:

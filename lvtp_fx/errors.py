@@ -17,6 +17,7 @@ class Code(Enum):
     CONFIG_OUT_OF_RANGE = ("LVTP201", "config-out-of-range")
     CUT_UNREACHABLE = ("LVTP202", "flops-cut-unreachable")
     SITES_OUT_OF_RANGE = ("LVTP203", "sites-out-of-range")
+    TOO_LITTLE_TIME_SAVED = ("LVTP204", "too-little-time-saved")
     VERIFY_MISMATCH = ("LVTP301", "verify-mismatch")
     NOT_TRANSFORMED = ("LVTP302", "not-a-transformed-module")
     BAD_INPUT = ("LVTP401", "input-does-not-fit")

@@ -100,6 +100,26 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """Measured milliseconds, of a whole batch of example inputs.
+
+    Attributes:
+        node_ms: of each op of the captured graph, attention normalised, by the name of its node.
+        shrinking_ms: the part of it that shrinks with the op's work; the rest (weights to read, the call itself) stays.
+        inserted_ms: of everything that the pass inserts, as last measured; 0 before that.
+    """
+
+    node_ms: dict[str, float]
+    shrinking_ms: dict[str, float]
+    inserted_ms: float = 0.0
+
+    @property
+    def dense_ms(self) -> float:
+        """Of the whole model as it was captured."""
+        return sum(self.node_ms.values())
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything between capture and the rewritten graph.
 
@@ -108,6 +128,7 @@ class Plan:
         captured: the captured graph as it was, which the dense oracle interprets.
         config: the options.
         batch: the integer that stands for the symbolic batch size in labels.
+        clock: where time was measured.
     """
 
     graph_module: fx.GraphModule
@@ -123,6 +144,7 @@ class Plan:
     spaces: dict[fx.Node, int] = field(default_factory=dict)
     pruned: fx.Graph | None = None
     record: Record | None = None
+    clock: Clock | None = None
 
     @property
     def later(self) -> tuple[LaterStream, ...]:

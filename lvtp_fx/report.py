@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Report:
         gflops_dense, gflops_pruned: the whole model, per image, as FlopCounterMode counts (2 FLOPs a multiply-add).
         gflops_encoder_dense, gflops_encoder_pruned: up to the encoder's output, scoring included.
         flops_cut: share of the whole model's FLOPs that was saved.
+        latency_ms_dense, latency_ms_pruned: of the example inputs, expected from a probe of the ops one by one; 0 where
+            time was not asked for (`Config.latency_cut`, `Config.check_latency`).
         unmatched: attention that was not used, and why.
         notes: what had to be given up.
         refused: the error that `transform` would raise, or "".
@@ -56,6 +61,8 @@ class Report:
     gflops_pruned: float = 0.0
     gflops_encoder_dense: float = 0.0
     gflops_encoder_pruned: float = 0.0
+    latency_ms_dense: float = 0.0
+    latency_ms_pruned: float = 0.0
     unmatched: tuple[Unmatched, ...] = ()
     notes: tuple[str, ...] = ()
     refused: str = ""
@@ -67,6 +74,20 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for machines (JSON)."""
         return {**asdict(self), "flops_cut": self.flops_cut}
+
+    def plot(self, *model_fast_images: Any, **options: Any) -> Figure:
+        """Blocks, tokens and FLOPs as a matplotlib figure; `plot(model, fast, images)` adds what happens on images.
+
+        Takes what `lvtp_fx.pictures.figures.plot` takes behind the report, e.g. latency_ms=(dense, pruned).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from lvtp_fx.pictures.figures import plot
+        except ImportError as error:
+            raise ImportError("Report.plot needs matplotlib: pip install 'lvtp_fx[demo]'") from error
+        return plot(self, *model_fast_images, **options)
 
     def __str__(self) -> str:
         lines = [*self._block_lines(), *self._cost_lines()]
@@ -91,9 +112,13 @@ class Report:
         if not self.gflops_dense:
             return []
         encoder_cut = 1 - self.gflops_encoder_pruned / self.gflops_encoder_dense if self.gflops_encoder_dense else 0.0
-        return [
+        lines = [
             f"GFLOPs an image, whole model: {self.gflops_dense:.3f} -> {self.gflops_pruned:.3f} "
             f"({-self.flops_cut:+.1%})",
             f"GFLOPs an image, encoder:     {self.gflops_encoder_dense:.3f} -> {self.gflops_encoder_pruned:.3f} "
             f"({-encoder_cut:+.1%})",
         ]
+        if self.latency_ms_dense:
+            lines.append(f"latency_ms of the example, expected: {self.latency_ms_dense:.2f} -> "
+                         f"{self.latency_ms_pruned:.2f} ({self.latency_ms_pruned / self.latency_ms_dense - 1:+.1%})")
+        return lines

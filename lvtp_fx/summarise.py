@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from lvtp_fx import cost
+from lvtp_fx import cost, latency
 from lvtp_fx.capture import Capture
 from lvtp_fx.passes.axes.label import token_factor
 from lvtp_fx.plan import Plan
@@ -30,6 +30,9 @@ def summarise(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: f
         return report
     if plan.record is None:  # nothing was rewritten: no space but the full grid
         plan = replace(plan, sites=(), spaces={})
+    if plan.clock is not None:
+        report = replace(report, latency_ms_dense=plan.clock.dense_ms,
+                         latency_ms_pruned=latency.predicted_ms(plan, plan.clock))
     values = dict(zip(cost.counts(plan), (site.kept for site in plan.sites), strict=True))
     return replace(
         report, blocks=tuple(_blocks(plan)), grid=trunk.grid, kept=tuple(site.kept for site in plan.sites),

@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 
 from lvtp_fx import example_inputs as examples
 from lvtp_fx.capture import Capture, capture
-from lvtp_fx.decisions import Decision, observe, original, run_flat
+from lvtp_fx.decisions import Decision, observe, original
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.oracle import Oracle
 from lvtp_fx.record import StateRecord
+from lvtp_fx.run_graph import run_flat
 
 # Largest error relative to the largest entry. Gathered tensors go through other kernels and other orders of sums.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 3e-2, torch.bfloat16: 2e-1}

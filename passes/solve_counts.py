@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import sympy
 
-from lvtp_fx import cost
+from lvtp_fx import cost, latency
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.assign_spaces import AssignSpaces
 from lvtp_fx.plan import Plan, Site
@@ -19,7 +19,8 @@ _SMALLEST = 1e-3  # keep ratios below this leave one token anyway
 
 @dataclass(frozen=True)
 class SolveCounts:
-    """Finds the keep ratio that meets `Config.flops_cut` on the symbolic cost, or takes `Config.keep_ratio`.
+    """Finds the keep ratio that meets `Config.flops_cut` (or `latency_cut`) on the symbolic cost (or time), or takes
+    `Config.keep_ratio`.
 
     Attributes:
         dense_flops: FLOPs of one image through the captured graph, as FlopCounterMode counts them.
@@ -76,33 +77,44 @@ class SolveCounts:
         weights = self.weights or (1.0,) * len(plan.sites)
         least = _least(plan)
         symbols = cost.counts(plan)
-        saved = sympy.lambdify(symbols, cost.saved_flops(plan), modules="math")
-        wanted = plan.config.flops_cut * self.dense_flops
+        total, expression, share = self._objective(plan)
+        saved = sympy.lambdify(symbols, expression, modules="math")
+        wanted = share * total
 
         def counts_at(ratio: float) -> tuple[int, ...]:
             return _counts(plan, tuple(max(least, ratio**weight) for weight in weights))
 
         low, high = _SMALLEST, 1.0
         if saved(*counts_at(low)) < wanted:
-            raise self._unreachable(plan, saved, counts_at)
+            raise self._unreachable(plan, saved, counts_at, total)
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if saved(*counts_at(middle)) >= wanted else (low, middle)
         return counts_at(low)
 
+    def _objective(self, plan: Plan) -> tuple[float, sympy.Expr, float]:
+        """What the dense graph costs, what is saved of it, and the wanted share: of time or of FLOPs."""
+        if plan.config.latency_cut is not None:
+            assert plan.clock is not None
+            return plan.clock.dense_ms, latency.saved_ms(plan, plan.clock), plan.config.latency_cut
+        return self.dense_flops, cost.saved_flops(plan), plan.config.flops_cut
+
     def _unreachable(
-        self, plan: Plan, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]]
+        self, plan: Plan, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]], total: float
     ) -> LvtpError:
-        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / self.dense_flops
+        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / total
+        name, code = "flops_cut", Code.CUT_UNREACHABLE
+        if plan.config.latency_cut is not None:
+            name, code = "latency_cut", Code.TOO_LITTLE_TIME_SAVED
         first = plan.sites[0].block
         why = f"all before block {first} and after the encoder runs on the full grid"
         if least := _least(plan):
             why += f", and strategy={plan.config.strategy!r} keeps at least {least} of the tokens of a site"
         return LvtpError(
-            Code.CUT_UNREACHABLE, where="Config.flops_cut",
+            code, where=f"Config.{name}",
             expected=f"at most {max(best, 0):.3f} for this model and these sites",
-            got=f"{plan.config.flops_cut}", why=why,
-            hint="a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)",
+            got=f"{getattr(plan.config, name)}", why=why,
+            hint=f"a smaller {name}, or earlier sites, e.g. sites=(0, 1, 2)",
         )
 
 

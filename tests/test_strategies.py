@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx.config import STRATEGIES, Config
-from lvtp_fx.decisions import Tap
+from lvtp_fx.run_graph import Tap
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.strategies import SiteNodes, SiteShape, Strategy, get
 from lvtp_fx.strategies.lvtp import cells, fitting_cell
