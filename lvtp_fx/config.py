@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lvtp_fx.errors import Code, LvtpError
+
+if TYPE_CHECKING:
+    from lvtp_fx.strategies import Strategy
 
 Reduce = Literal["merge", "select"]
 Restore = Literal["delta", "copy", "frozen"]
@@ -33,7 +36,8 @@ class Config:
         keep_ratio: share in (0, 1] of the living tokens that each site keeps; one number, or one a site.
         sites: blocks after whose attention tokens are reduced: "auto" (up to three, to the middle), "every" (all but
             the last), or indices (negative ones count from the end).
-        strategy: name of the reduction strategy that says which tokens live on (`lvtp_fx.strategies`).
+        strategy: name of the reduction strategy that says which tokens live on, or an object of one's own that does
+            (`lvtp_fx.strategies.Strategy`).
         reduce: "merge": a kept token becomes the size-weighted mean of the tokens it owns; "select": it stays.
         proportional_attention: a token that owns s tokens is attended to with log s added to its score.
         restore: what a dropped token is where the full grid is needed again. "delta": as it was, plus how its owner
@@ -62,7 +66,7 @@ class Config:
     check_latency: bool = False
     keep_ratio: float | tuple[float, ...] | None = None
     sites: Literal["auto", "every"] | tuple[int, ...] = "auto"
-    strategy: str = "lvtp"
+    strategy: str | Strategy = "lvtp"
     reduce: Reduce = "merge"
     proportional_attention: bool = True
     restore: Restore = "delta"
@@ -107,9 +111,13 @@ class Config:
             isinstance(self.sites, tuple) and self.sites and all(_integer(s) for s in self.sites)
         ):
             _refuse("sites", '"auto", "every" or block indices', self.sites, "sites=(2, 5, 8)")
-        for name, choices in (("strategy", STRATEGIES), ("reduce", get_args(Reduce)),
-                              ("restore", get_args(Restore)), ("decoder", get_args(Decoder)),
-                              ("feature", get_args(Feature)), ("entropy_direction", ("low", "high"))):
+        choices_of: dict[str, tuple[str, ...]] = {
+            "reduce": get_args(Reduce), "restore": get_args(Restore), "decoder": get_args(Decoder),
+            "feature": get_args(Feature), "entropy_direction": ("low", "high"),
+        }
+        if not all(hasattr(self.strategy, part) for part in ("decide", "flops", "smallest_keep_ratio")):
+            choices_of["strategy"] = STRATEGIES
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 _refuse(name, f"one of {', '.join(choices)}", getattr(self, name), f"{name}={choices[0]!r}")
         for name in ("proportional_attention", "check_latency"):

@@ -6,22 +6,90 @@ from enum import Enum
 
 
 class Code(Enum):
-    """The stable codes. The number never changes its meaning; the slug says it in words."""
+    """The stable codes: number, slug, what it means, what to try. A number never changes its meaning."""
 
-    CAPTURE_FAILED = ("LVTP101", "cannot-capture")
-    ATTENTION_NOT_MATCHED = ("LVTP102", "attention-not-matched")
-    SHAPE_NOT_INFERABLE = ("LVTP103", "shape-not-inferable")
-    MIXED_DEVICES = ("LVTP104", "parameters-on-several-devices")
-    BAD_EXAMPLE = ("LVTP105", "bad-example-inputs")
-    BAD_MODEL = ("LVTP106", "not-a-model-to-transform")
-    CONFIG_OUT_OF_RANGE = ("LVTP201", "config-out-of-range")
-    CUT_UNREACHABLE = ("LVTP202", "flops-cut-unreachable")
-    SITES_OUT_OF_RANGE = ("LVTP203", "sites-out-of-range")
-    TOO_LITTLE_TIME_SAVED = ("LVTP204", "too-little-time-saved")
-    VERIFY_MISMATCH = ("LVTP301", "verify-mismatch")
-    NOT_TRANSFORMED = ("LVTP302", "not-a-transformed-module")
-    BAD_INPUT = ("LVTP401", "input-does-not-fit")
-    DEVICE_BAKED_IN = ("LVTP402", "graph-holds-another-device")
+    CAPTURE_FAILED = (
+        "LVTP101", "cannot-capture",
+        "torch.export cannot turn the model into a graph, or the model cannot be copied. Usually a Python "
+        "branch on a tensor's value; the message names the line.",
+        "torch.where or torch.cond in its place",
+    )
+    ATTENTION_NOT_MATCHED = (
+        "LVTP102", "attention-not-matched",
+        "No attention over one grid of patch tokens was found. The nearest misses are named, with what "
+        "was expected of them.",
+        "lvtp_fx.explain(model, inputs) lists every miss; windowed, linear and hierarchical attention is "
+        "left dense",
+    )
+    SHAPE_NOT_INFERABLE = (
+        "LVTP103", "shape-not-inferable",
+        "No example inputs were given, and the model does not say what size of image it takes.",
+        "pass example_inputs, e.g. (torch.rand(1, 3, 512, 512),)",
+    )
+    MIXED_DEVICES = (
+        "LVTP104", "parameters-on-several-devices",
+        "The model's parameters are on several devices.",
+        "move the model to one device first",
+    )
+    BAD_EXAMPLE = (
+        "LVTP105", "bad-example-inputs",
+        "Example inputs, images or labels that cannot be used: no tensor, a batch of 0, nothing to "
+        "compare.",
+        "the call that the message shows",
+    )
+    BAD_MODEL = (
+        "LVTP106", "not-a-model-to-transform",
+        "Not a module, GraphModule or ExportedProgram, or one that was transformed already.",
+        "pass the original model",
+    )
+    CONFIG_OUT_OF_RANGE = (
+        "LVTP201", "config-out-of-range",
+        "An option is unknown or out of its range.",
+        "the range that the message names",
+    )
+    CUT_UNREACHABLE = (
+        "LVTP202", "flops-cut-unreachable",
+        "The model and the sites do not allow the wanted share of FLOPs, or scoring would cost more than "
+        "is saved.",
+        "a smaller flops_cut, or earlier sites",
+    )
+    SITES_OUT_OF_RANGE = (
+        "LVTP203", "sites-out-of-range",
+        "Sites that the encoder does not have, or of which two lie at one point of the stream.",
+        'sites="auto", or lvtp_fx.explain to see the blocks',
+    )
+    TOO_LITTLE_TIME_SAVED = (
+        "LVTP204", "too-little-time-saved",
+        "The probe expects the pruned graph to take as long as the dense one, or the wanted share of the "
+        "time is out of reach.",
+        "a larger image or batch, a smaller latency_cut; or leave the model dense",
+    )
+    VERIFY_MISMATCH = (
+        "LVTP301", "verify-mismatch",
+        "The pruned graph differs from the dense oracle by more than rounding.",
+        "report it: with the model's code this is a defect of the pass",
+    )
+    NOT_TRANSFORMED = (
+        "LVTP302", "not-a-transformed-module",
+        "A function that needs the decisions was given a module that transform did not make, or that lost "
+        "its graph.",
+        "pass what lvtp_fx.transform returned",
+    )
+    BAD_INPUT = (
+        "LVTP401", "input-does-not-fit",
+        "An input has another shape than the graph was made for.",
+        "resize it, transform for its size, or use lvtp_fx.BySize",
+    )
+    DEVICE_BAKED_IN = (
+        "LVTP402", "graph-holds-another-device",
+        "An input is on another device than the tensors in the graph.",
+        "move the model first, then transform it",
+    )
+    CANNOT_SHIP = (
+        "LVTP501", "cannot-write-file",
+        "The graph cannot be written in the wanted format.",
+        "the format that the message names",
+    )
 
     @property
     def number(self) -> str:
@@ -30,6 +98,14 @@ class Code(Enum):
     @property
     def slug(self) -> str:
         return self.value[1]
+
+    @property
+    def meaning(self) -> str:
+        return self.value[2]
+
+    @property
+    def remedy(self) -> str:
+        return self.value[3]
 
 
 class LvtpError(Exception):
@@ -62,3 +138,12 @@ class LvtpError(Exception):
 
 def _rebuild(code: Code, fields: dict[str, str]) -> LvtpError:
     return LvtpError(code, **fields)
+
+
+def catalogue() -> str:
+    """All codes as Markdown: `docs/errors.md`."""
+    head = (
+        "# Errors\n\nGenerated by `lvtp_fx.errors.catalogue()`. Every refusal is an `lvtp_fx.LvtpError` with `.code`, "
+        "`.where`,\n`.expected`, `.got`, `.why` and `.hint`.\n"
+    )
+    return head + "".join(f"\n## {c.number} {c.slug}\n\n{c.meaning}\n\n*Try:* {c.remedy}.\n" for c in Code)

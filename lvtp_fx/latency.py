@@ -1,6 +1,6 @@
 """Time as a function of the token counts, from a short measured probe of the model's own ops.
 
-Each op is timed alone on the full grid and in a first rewritten graph, on the example inputs and the device they are on.
+Each op is timed alone on the full grid and in a first rewritten graph, on the example inputs and where they are.
 Between and beyond the two, the part that shrinks goes with its FLOPs, or with its output where it has none. What is
 inserted is compiled as a graph of its own, and timed.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any
 

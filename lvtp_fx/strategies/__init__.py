@@ -11,10 +11,12 @@ from lvtp_fx.strategies.scores import Edges, Fused, Received, Shannon
 __all__ = ["SiteNodes", "SiteShape", "Strategy", "get"]
 
 
-def get(name: str) -> Strategy:
-    """The strategy called `name`; `lvtp_fx.config.STRATEGIES` lists the names."""
+def get(strategy: str | Strategy) -> Strategy:
+    """The strategy of that name (`lvtp_fx.config.STRATEGIES` lists them), or one of the user's own as it is."""
+    if not isinstance(strategy, str):
+        return strategy
     table: dict[str, type[Strategy]] = {
         "lvtp": Lvtp, "random": Random, "grid": Grid, "shannon": Shannon, "edges": Edges, "received": Received,
         "fused": Fused, "bipartite": Bipartite, "mutual": Mutual, "superpixels": Superpixels,
     }
-    return table[name]()
+    return table[strategy]()
