@@ -64,8 +64,10 @@ def _remarks(report: Report) -> list[str]:
 
 
 def _charts(part: SubFigure, report: Report, latency_ms: tuple[float, float] | None) -> None:
-    """Tokens on the left; FLOPs, and latency where it was measured, on the right."""
-    rows = 2 if latency_ms else 1
+    """Tokens on the left; FLOPs, and latency where it is known, on the right."""
+    latency = {"measured": latency_ms or (0.0, 0.0), "expected": (report.latency_ms_dense, report.latency_ms_pruned)}
+    latency = {name: pair for name, pair in latency.items() if pair[0]}
+    rows = 2 if latency else 1
     panels = part.add_gridspec(rows, 2, width_ratios=(1.6, 1), height_ratios=(2, 1)[:rows])
     part.subplots_adjust(0.14, 0.12, 0.96, 0.8, wspace=0.42, hspace=0.75)
     dense_only = bool(report.refused)
@@ -78,8 +80,8 @@ def _charts(part: SubFigure, report: Report, latency_ms: tuple[float, float] | N
     _pairs(first, tokens, "Tokens of each block's attention", "{:.0f}", dense_only)
     _pairs(part.add_subplot(panels[0, 1]), {name: pair for name, pair in flops.items() if pair[0]}, "GFLOPs an image",
            "{:.3f}", dense_only)
-    if latency_ms:
-        _pairs(part.add_subplot(panels[1, 1]), {"batch": latency_ms}, "Latency, ms, median", "{:.1f}", dense_only)
+    if latency:
+        _pairs(part.add_subplot(panels[1, 1]), latency, "Latency of a batch, ms", "{:.1f}", dense_only)
     part.legend(*first.get_legend_handles_labels(), loc="upper right", ncols=2, fontsize=8, frameon=False)
 
 
