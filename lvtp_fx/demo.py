@@ -5,17 +5,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from torch import fx, nn
-from torch._dynamo.exc import TorchDynamoException
 
 import lvtp_fx
 
@@ -26,6 +21,7 @@ try:
     from rich.table import Table
 
     from lvtp_fx._picture import Rows, draw
+    from lvtp_fx.cli.timing import Latency, compiled, latencies
     from lvtp_fx.models.checkpoint import load_bundled
     from lvtp_fx.models.metrics import SegmentationMeter
     from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
@@ -35,57 +31,6 @@ except ImportError as error:
 
 EXAMPLES = 3  # rows of the picture
 Run = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Of one batch: median and quartiles in milliseconds."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-
-    @classmethod
-    def of(cls, times_ms: Sequence[float]) -> Latency:
-        low, median, high = statistics.quantiles(times_ms, n=4, method="inclusive")
-        return cls(median, low, high)
-
-
-def pruned_graph(model: nn.Module, x: torch.Tensor, flops_cut: float) -> fx.GraphModule:
-    """`transform`; what the user can put right is a message and exit code 2, not a traceback."""
-    try:
-        return lvtp_fx.transform(model, (x,), flops_cut=flops_cut)
-    except lvtp_fx.LvtpError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
-def compiled(model: nn.Module, fast: nn.Module, x: torch.Tensor) -> tuple[Run, Run, str]:
-    """Both modules through torch.compile(fullgraph=True), run once, and how they were made.
-
-    They come back as they are where the machine has no C++ compiler, which Inductor needs on a CPU.
-    """
-    dense: Run = torch.compile(model, fullgraph=True)
-    try:
-        dense(x)
-    except TorchDynamoException as error:
-        # The plain model fails: it is the machine. Where only the pruned one fails, that is an error.
-        return model, fast, f"eager (torch.compile needs a C++ compiler, here: {type(error).__name__})"
-    pruned: Run = torch.compile(fast, fullgraph=True)
-    pruned(x)
-    return dense, pruned, "torch.compile, fullgraph"
-
-
-def latencies(runs: Sequence[Run], x: torch.Tensor, rounds: int, warm_up: int = 3) -> list[Latency]:
-    """Time the runs in turn, A B A B, so that a machine that slows down slows all of them down."""
-    times_ms: list[list[float]] = [[] for _ in runs]
-    for turn in range(warm_up + rounds):
-        for run, found in zip(runs, times_ms, strict=True):
-            start = time.perf_counter()
-            run(x)
-            if turn >= warm_up:
-                found.append(1e3 * (time.perf_counter() - start))
-    return [Latency.of(found) for found in times_ms]
 
 
 def predict(run: Run, x: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -139,13 +84,17 @@ def step(progress: Progress, text: str) -> Iterator[None]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="PNG to write")] = Path("out/demo.png"),
-    flops_cut: Annotated[float, typer.Option(help="share of the FLOPs to save, in [0, 1)")] = 0.35,
-    batch_size: Annotated[int, typer.Option(min=1, help="images a batch")] = 4,
-    images: Annotated[int, typer.Option(min=1, help="held-out scenes to score, in full batches")] = 64,
-    rounds: Annotated[int, typer.Option(min=2, help="timed runs of each model")] = 20,
+    out: Path = Path("out/demo.png"), flops_cut: float = 0.35, batch_size: int = 4, images: int = 64, rounds: int = 20,
 ) -> None:
-    """Prune the bundled segmenter, check it, time it, score it, and draw what it does."""
+    """Prune the bundled segmenter, check it, time it, score it, and draw what it does.
+
+    Args:
+        out: PNG to write. flops_cut: share of the FLOPs to save. batch_size: images a batch. images: held-out scenes
+            to score, in full batches. rounds: timed runs of each model.
+
+    Raises:
+        LvtpError: as `transform`.
+    """
     console = Console()
     columns = (SpinnerColumn(finished_text="*"), TextColumn("{task.description}"), TimeElapsedColumn())
     count = -(-images // batch_size) * batch_size
@@ -155,14 +104,14 @@ def main(
             scenes, labels = make_batch(range(HELD_OUT, HELD_OUT + count), spec.img_size[0])
             x = spec.preprocess(scenes)
         with step(progress, "transform"):
-            fast = pruned_graph(model, x[:1], flops_cut)
+            fast = lvtp_fx.transform(model, (x[:1],), flops_cut=flops_cut)
         with step(progress, "verify against the dense oracle"):
             check = lvtp_fx.verify(model, fast, (x[:2],))
         with torch.inference_mode():
             with step(progress, "compile both"):
                 *runs, how = compiled(model, fast, x[:batch_size])
             with step(progress, f"time both, {rounds} rounds in turn"):
-                times = latencies(runs, x[:batch_size], rounds)
+                times = latencies(runs, x[:batch_size], rounds=rounds)
             with step(progress, f"score {count} scenes"):
                 dense, pruned = (predict(run, x, batch_size) for run in runs)
         meters = [SegmentationMeter(spec.classes, spec.ignore_index) for _ in runs]
@@ -186,6 +135,6 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    app()
+    from lvtp_fx.cli.demo import demo
+
+    typer.run(demo)

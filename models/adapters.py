@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lvtp_fx.models.backbones import timm_backbone, torchvision_backbone
 from lvtp_fx.models.decoders import HEADS
 
 Head = Literal["linear", "mask", "dpt"]
@@ -59,20 +61,17 @@ class EncoderSegmenter(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """A timm model that keeps one token grid through all blocks, with random weights.
+    """A timm model that keeps one token grid through all blocks, with random weights or those of a local file.
 
     Raises:
         ImportError: timm is not installed.
+        FileNotFoundError, RuntimeError: as `timm_backbone`.
         ValueError: the model has no such grid.
     """
 
-    def __init__(self, name: str, **kwargs: Any) -> None:
+    def __init__(self, name: str, weights: Path | None = None, **kwargs: Any) -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError("timm models need the extra: pip install 'lvtp_fx[models]'") from error
-        self.model = cast(Any, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
+        self.model = cast(Any, timm_backbone(name, weights, **kwargs))
         needed = ("blocks", "num_prefix_tokens", "patch_embed.grid_size", "patch_embed.img_size")
         if not all(_has(self.model, path) for path in needed):
             raise ValueError(f"{name} has no blocks of attention over one grid of patch tokens")
@@ -98,21 +97,26 @@ def _has(model: object, path: str) -> bool:
 
 
 class TorchvisionEncoder(nn.Module):
-    """torchvision's VisionTransformer (nn.MultiheadAttention), with random weights.
+    """torchvision's VisionTransformer (nn.MultiheadAttention), with random weights or those of a local file.
 
-    Keyword arguments are its own.
+    Keyword arguments are its own, or those of the model that `name` names ("vit_b_16").
 
     Raises:
         ImportError: torchvision is not installed.
+        FileNotFoundError, RuntimeError: as `torchvision_backbone`.
+        ValueError: torchvision has no such model, or it is no VisionTransformer.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, name: str | None = None, weights: Path | None = None, **kwargs: Any) -> None:
         super().__init__()
         try:
             from torchvision.models import VisionTransformer
         except ImportError as error:
             raise ImportError("torchvision models need the extra: pip install 'lvtp_fx[models]'") from error
-        self.model = cast(Any, VisionTransformer(**kwargs))
+        model = VisionTransformer(**kwargs) if name is None else torchvision_backbone(name, weights, **kwargs)
+        if not isinstance(model, VisionTransformer):
+            raise ValueError(f"{name} is no VisionTransformer with one grid of patch tokens")
+        self.model = cast(Any, model)
         self.C, self.depth = self.model.hidden_dim, len(self.model.encoder.layers)
         side = self.model.image_size // self.model.patch_size
         self.grid, self.img_size = (side, side), (self.model.image_size, self.model.image_size)
@@ -185,12 +189,12 @@ class ExplicitEncoder(nn.Module):
 
 
 def timm_segmenter(name: str, head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:
-    """A timm backbone with random weights and a decoder, in eval mode; keyword arguments are timm's."""
+    """A timm backbone and a decoder, in eval mode; keyword arguments are `TimmEncoder`'s. The decoder is random."""
     return EncoderSegmenter(TimmEncoder(name, **kwargs), head, classes).eval()
 
 
 def torchvision_segmenter(head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:
-    """torchvision's VisionTransformer with random weights and a decoder, in eval mode."""
+    """torchvision's VisionTransformer and a decoder, in eval mode; keyword arguments are `TorchvisionEncoder`'s."""
     return EncoderSegmenter(TorchvisionEncoder(**kwargs), head, classes).eval()
 
 

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx.config import STRATEGIES, Config
-from lvtp_fx.run_graph import Tap
 from lvtp_fx.errors import LvtpError
+from lvtp_fx.run_graph import Tap
 from lvtp_fx.strategies import SiteNodes, SiteShape, Strategy, get
 from lvtp_fx.strategies.lvtp import cells, fitting_cell
 from tests.draws import normal, subsets
@@ -84,7 +84,8 @@ class Site:
 SITES = {"plain": Site(), "first": Site(N=30), "masked": Site(mask=True), "no image": Site(image=False),
          "no ends": Site(before=0, after=0), "keep all": Site(kept=22), "keep one": Site(kept=1),
          "one head": Site(H=1), "one row": Site(grid=(1, 30))}
-CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": Config(entropy_keys=1000), "one key": Config(entropy_keys=1),
+CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": Config(entropy_keys=1000),
+           "one key": Config(entropy_keys=1),
            "low": Config(entropy_direction="low", importance_in_rank=0.3), "shannon": Config(qs=(1.0,)),
            "cells": Config(cell=(3, 2), entropy_keys=7), "one round": Config(rounds=1), "rounds": Config(rounds=5),
            "no entropy": Config(entropy_weight=0.0)}

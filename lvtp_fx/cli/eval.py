@@ -1,0 +1,159 @@
+"""`lvtp-fx eval`: mean IoU of the dense and of the pruned model on labelled images, or their agreement on any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+
+import lvtp_fx
+from lvtp_fx.cli.command import command
+from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
+from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.models.datasets import Labelled, open_dataset
+from lvtp_fx.models.images import find_images, read_image
+from lvtp_fx.models.metrics import SegmentationMeter
+from lvtp_fx.models.named import Named
+from lvtp_fx.models.palette import save_labels
+from lvtp_fx.models.predict import Predictor
+
+DATA = "Labelled images: camvid:DIR, voc:DIR, cityscapes:DIR, ade20k:DIR, or scenes:COUNT (drawn)."
+SPLIT = "Part of the data; without it the validation split."
+Data = Annotated[str | None, typer.Option(help=DATA)]
+Split = Annotated[str | None, typer.Option(help=SPLIT)]
+
+
+@command
+def evaluate(
+    model: ModelOptions, pruning: PruningOptions, data: Data = None, split: Split = None,
+    images: Images = None, limit: Limit = None,
+    stride: Annotated[int | None, typer.Option(
+        min=1, help="Move a window of the model's size over each image by this many px; without it the whole image is "
+        "resized to the model's size.")] = None,
+    short_side: Annotated[int | None, typer.Option(
+        min=1, help="With --stride: resize each image's short side to this many px first.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="With --stride: windows that are run at a time.")] = 1,
+    at_model_size: Annotated[bool, typer.Option(
+        "--at-model-size", help="Resize images and labels to the model's size, and score there.")] = False,
+    save: Annotated[Path | None, typer.Option(
+        help="Folder for both models' label maps, as PNGs that show colours and hold classes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score the dense and the pruned model: mIoU, mIoU near class boundaries, boundary IoU, and their agreement.
+
+    Each image is scored at its own size. With --images, which have no labels, there is the agreement alone.
+
+    Example: lvtp-fx eval checkpoint/ --data camvid:CamVid/ --split test --flops-cut 0.45
+    """
+    if (data is None) == (not images):
+        raise typer.BadParameter("give either --data or --images", param_hint="--data")
+    config = pruning.load()
+    source = _labelled(data, split) if data is not None else _unlabelled(find_images(images or []))
+    with step(f"load {model.model}"):
+        named = model.load()
+        classes = named.count_classes()
+    if isinstance(source.data, Labelled) and source.data.classes not in (None, classes):
+        raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
+    if at_model_size and isinstance(source.data, Labelled):
+        source = Source(source.ids, source.data.resized(named.img_size))
+    try:
+        dense = named.predictor(stride=stride, short_side=short_side, batch_size=batch)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with step("transform"):
+        fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
+    runs = [dense, replace(dense, run=fast)]
+    ignored = source.data.ignore_index if isinstance(source.data, Labelled) else None
+    meters = [SegmentationMeter(classes, ignored) for _ in runs]
+    count = min(limit or len(source.ids), len(source.ids))
+    for i in track(range(count), f"score {count} images", total=count):
+        try:
+            maps = _score(source.data[i], runs, meters)
+        except ValueError as error:  # the meter's: a label that is no class
+            raise _unfit(source.ids[i], f"labels of a model of {classes} classes", str(error)) from error
+        if save is not None:
+            for name, found in zip(("dense", "pruned"), maps, strict=True):
+                save_labels(save / name / f"{source.ids[i]}.png", found, named.palette(classes))
+    _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, as_json)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by number, with their names, which differ; a label with each image, or None."""
+
+    ids: tuple[str, ...]
+    data: Labelled | Files
+
+
+class Files:
+    """Images without labels."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, None]:
+        return read_image(self.paths[index]), None
+
+
+def _labelled(name: str, split: str | None) -> Source:
+    data = open_dataset(name, split)
+    return Source(data.ids, data)
+
+
+def _unlabelled(paths: Sequence[Path]) -> Source:
+    names = [path.stem for path in paths]
+    unique = len(set(names)) == len(names)
+    return Source(tuple(name if unique else f"{i:04d}_{name}" for i, name in enumerate(names)), Files(paths))
+
+
+def _score(
+    item: tuple[torch.Tensor, torch.Tensor | None], runs: Sequence[Predictor], meters: Sequence[SegmentationMeter],
+) -> list[torch.Tensor]:
+    """Count one image; its label maps come back. Without a label the dense prediction stands in for it."""
+    image, label = item
+    maps = [run([image])[0] for run in runs]
+    for meter, found in zip(meters, maps, strict=True):
+        meter.update(found[None], (maps[0] if label is None else label)[None], maps[0][None])
+    return maps
+
+
+def _print(
+    named: Named, report: lvtp_fx.Report, meters: Sequence[SegmentationMeter], count: int, data: str | None,
+    as_json: bool,
+) -> None:
+    near = f"mIoU within {meters[0].boundary_px} px of a boundary"
+    shown: dict[str, tuple[str, Callable[[SegmentationMeter], float]]] = {
+        "miou": ("mIoU", SegmentationMeter.miou), "boundary_miou": (near, SegmentationMeter.boundary_miou),
+        "boundary_iou": ("boundary IoU", SegmentationMeter.boundary_iou)} if data is not None else {}
+    found = {key: [of(meter) for meter in meters] for key, (_, of) in shown.items()}
+    agreement = meters[1].agreement()
+    notes = [*named.notes, *report.notes]
+    if as_json:
+        names = dict(zip(("dense", "pruned"), range(2), strict=True))
+        scores: dict[str, Any] = {name: {key: pair[i] for key, pair in found.items()} for name, i in names.items()}
+        if data is not None:
+            for name, i in names.items():
+                scores[name]["iou_per_class"] = meters[i].iou_per_class()
+        print_json({"model": named.name, "data": data, "images": count, "flops_cut": report.flops_cut, **scores,
+                    "agreement": agreement, "class_names": named.class_names, "notes": notes})
+        return
+    rows = [("GFLOPs an image or window", f"{report.gflops_dense:.3f}", f"{report.gflops_pruned:.3f}",
+             f"{-report.flops_cut:+.1%}")]
+    rows += [(f"{shown[key][0]}, %", f"{100 * before:.2f}", f"{100 * after:.2f}", f"{100 * (after - before):+.2f}")
+             for key, (before, after) in found.items()]
+    rows.append(("agreement with dense, %", "", f"{100 * agreement:.2f}", ""))
+    print_table(f"{named.name} on {count} images" + (f" of {data}" if data else ""),
+                ("", "dense", "pruned", "change"), rows)
+    print_notes(notes)
+
+
+def _unfit(where: str | None, expected: str, got: str) -> LvtpError:
+    return LvtpError(
+        Code.BAD_EXAMPLE, where=where or "data", expected=expected, got=got, why="labels are compared class by class",
+        hint="a model that was trained on these classes, or --images for the agreement alone",
+    )

@@ -1,0 +1,64 @@
+"""`lvtp-fx explain`: what the pass finds in a model, what it would do, and why not where not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import lvtp_fx
+from lvtp_fx.cli.command import REFUSED, command
+from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
+from lvtp_fx.cli.output import print_json, print_notes, step
+from lvtp_fx.config import Config
+from lvtp_fx.models.images import find_images, read_image
+from lvtp_fx.models.named import Named
+from lvtp_fx.models.preprocess import resized
+
+
+@command
+def explain(
+    model: ModelOptions, pruning: PruningOptions,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures there, too.")] = None,
+    images: Images = None, limit: Limit = 8, as_json: Json = False,
+) -> None:
+    """Say what would be pruned: attention blocks, sites, tokens a block, GFLOPs; and what was not used, and why.
+
+    Exit code 2 where the pass would refuse the model. With --html, a page that shows it; with --images, on your images.
+
+    Example: lvtp-fx explain timm:vit_small_patch16_dinov3 --head dpt --size 256 --flops-cut 0.2
+    """
+    if images and html is None:
+        raise typer.BadParameter("images are shown on the page that --html writes", param_hint="--images")
+    config = pruning.load()
+    with step(f"load {model.model}"):
+        named = model.load()
+    inputs = named.inputs(1)
+    with step("explain"):
+        report = lvtp_fx.explain(named.model, inputs, config=config)
+    if html is not None:
+        _page(html, named, report, inputs, config, find_images(images, limit) if images else [])
+    if as_json:
+        print_json({"model": named.name, **report.to_dict(), "notes": [*named.notes, *report.notes]})
+    else:
+        typer.echo(str(report))
+        print_notes(named.notes)
+    if report.refused:
+        typer.echo(" ".join(report.refused.split()), err=True)
+        raise typer.Exit(REFUSED)
+
+
+def _page(
+    path: Path, named: Named, report: lvtp_fx.Report, inputs: tuple[torch.Tensor, ...], config: Config,
+    files: list[Path],
+) -> None:
+    from lvtp_fx.pictures.page import write
+
+    with step(f"write {path}"):
+        fast = None if report.refused else lvtp_fx.transform(named.model, inputs, config=config)
+        read = [read_image(file) for file in files]
+        x = named.prepared(read) if read else None
+        shown = torch.stack([resized(image, named.img_size) for image in read]) / 255 if read else None
+        write(path, named.dense, fast, x, shown, named.class_names or None, named.colours, report=report)

@@ -1,0 +1,35 @@
+"""The command line, `lvtp-fx`.
+
+Exit codes: 0 done; 1 what was checked does not hold (or a bug, with its traceback); 2 refused, or wrong usage.
+"""
+
+from __future__ import annotations
+
+import typer
+
+try:
+    from lvtp_fx.cli import bench, calibrate, demo, eval, explain, transform, verify
+except ImportError as error:
+    raise ImportError("the command line needs more than torch: pip install 'lvtp_fx[cli]'") from error
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Prune the tokens of Vision-Transformer segmenters: without retraining, checked against the dense model.\n\n"
+         "A model is named bundled, timm:NAME, torchvision:NAME, hf:FOLDER, by a folder (a checkpoint, or one of "
+         "transformers), a .pt2 file, or package.module:function. Nothing is downloaded.\n\n"
+         "Exit codes: 0 done, 1 what was checked does not hold, 2 refused or wrong usage.",
+)
+for function in (
+    demo.demo, explain.explain, transform.transform, verify.verify, bench.bench, eval.evaluate, calibrate.calibrate,
+):
+    app.command("eval" if function is eval.evaluate else function.__name__)(function)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

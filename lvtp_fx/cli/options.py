@@ -1,0 +1,193 @@
+"""Options that several commands share, as dataclasses: `command` makes one option of each field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from lvtp_fx.config import STRATEGIES, Config, resolve
+from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.models.named import Named, load_named
+from lvtp_fx.models.preprocess import Size
+from lvtp_fx.models.request import FORMS, Request
+
+Strategy = StrEnum("Strategy", {name: name for name in STRATEGIES})  # type: ignore[misc]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
+Images = Annotated[list[Path] | None, typer.Option(
+    metavar="PATH", help="An image, or a folder of images; may be repeated.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first images.")]
+
+
+class HeadName(StrEnum):
+    """Decoders that a backbone can get."""
+
+    linear = "linear"
+    mask = "mask"
+    dpt = "dpt"
+
+
+class Dtype(StrEnum):
+    """Float types that a model can be run in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+def size_of(text: str) -> Size:
+    """`352x480` is height and width, `224` both.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise typer.BadParameter(f"expected HEIGHTxWIDTH or SIDE in px, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+_of_model = partial(typer.Option, rich_help_panel="Model")  # a heading of --help
+_of_pruning = partial(typer.Option, rich_help_panel="Pruning")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, at which size, where."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.", show_default=False)]
+    size: Annotated[str | None, _of_model(
+        metavar="HxW", help="Input size in px, HEIGHTxWIDTH or one side; without it the model's own.")] = None
+    head: Annotated[HeadName | None, _of_model(
+        help="Decoder of a timm: or torchvision: backbone, linear without it.")] = None
+    classes: Annotated[int | None, _of_model(min=1, help="Classes of that decoder, 8 without it.")] = None
+    weights: Annotated[Path | None, _of_model(
+        metavar="FILE", help="State dict of that backbone (.safetensors, .pth); random weights without it.")] = None
+    device: Annotated[str, _of_model(help="Where it runs, e.g. cuda.")] = "cpu"
+    dtype: Annotated[Dtype | None, _of_model(
+        metavar="TYPE", help=f"Float type it runs in: {', '.join(Dtype)}; the first without it.")] = None
+
+    def load(self) -> Named:
+        """The model.
+
+        Raises:
+            LvtpError, ImportError: as `load_named`.
+        """
+        return load_named(Request(
+            self.model, size_of(self.size) if self.size else None, self.head.value if self.head else None, self.classes,
+            self.weights, self.device, getattr(torch, self.dtype.value) if self.dtype else None))
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """Fields of `Config`: from a file, then single ones on top."""
+
+    flops_cut: Annotated[float | None, _of_pruning(
+        metavar="SHARE", help="Share of the FLOPs to save, in [0, 1); 0.35 without it.")] = None
+    latency_cut: Annotated[float | None, _of_pruning(
+        metavar="SHARE", help="Instead: share of the time to save, as a short probe measures it, in (0, 1).")] = None
+    keep_ratio: Annotated[str | None, _of_pruning(
+        metavar="SHARES",
+        help="Instead: share of its tokens that each site keeps, e.g. 0.7, or one a site: 0.8,0.7,0.6.")] = None
+    sites: Annotated[str | None, _of_pruning(
+        metavar="BLOCKS", help="Blocks after which tokens are dropped: auto, every, or indices, e.g. 0,3,6.")] = None
+    strategy: Annotated[Strategy | None, _of_pruning(
+        metavar="NAME", help=f"What says which tokens live on: {', '.join(STRATEGIES)}; the first without it.")] = None
+    config: Annotated[Path | None, _of_pruning(
+        metavar="FILE", help="JSON file of these and other fields of Config, as `lvtp-fx calibrate` writes it.")] = None
+    set_: Annotated[list[str] | None, _of_pruning(
+        "--set", metavar="NAME=VALUE",
+        help="Any other field of Config, e.g. restore=copy or cell=[3,3]; may be repeated.")] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields that were given on the command line.
+
+        Raises:
+            typer.BadParameter: a value that cannot be read.
+        """
+        given: dict[str, Any] = {}
+        for text in self.set_ or ():
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
+            given[name] = _value(value)
+        given |= self._how_much()
+        if self.sites is not None:
+            given["sites"] = self.sites if self.sites in ("auto", "every") else _listed(self.sites)
+        if self.strategy is not None:
+            given["strategy"] = self.strategy.value
+        return given
+
+    def _how_much(self) -> dict[str, Any]:
+        """What is given of flops_cut, latency_cut and keep_ratio, and None for those of a file that would hide it."""
+        cuts = {"latency_cut": self.latency_cut, "keep_ratio": self.keep_ratio}
+        if self.flops_cut is None and all(value is None for value in cuts.values()):
+            return {}
+        if sum(value is not None for value in (self.flops_cut, *cuts.values())) > 1:
+            raise typer.BadParameter("give one of --flops-cut, --latency-cut and --keep-ratio")
+        if self.keep_ratio is not None:
+            cuts["keep_ratio"] = _numbers(self.keep_ratio, float, "--keep-ratio")
+        return cuts | ({"flops_cut": self.flops_cut} if self.flops_cut is not None else {})
+
+    def load(self) -> Config:
+        """The configuration.
+
+        Raises:
+            LvtpError: LVTP201 for a file that holds none, an unknown field or a value out of range.
+            typer.BadParameter: a value that cannot be read.
+        """
+        base = read_config(self.config) if self.config is not None else None
+        return resolve(base, self.overrides())
+
+
+def read_config(path: Path) -> Config:
+    """A `Config` from a JSON object of its fields; those that are not in it keep their defaults.
+
+    Raises:
+        LvtpError: LVTP201.
+    """
+    try:
+        given = json.loads(path.read_text())
+        if not isinstance(given, dict):
+            raise ValueError(f"it holds a {type(given).__name__}")
+    except (OSError, ValueError) as error:
+        raise LvtpError(
+            Code.CONFIG_OUT_OF_RANGE, where=str(path), expected="a JSON object of fields of Config", got=str(error),
+            why="the graph is built from it", hint='{"flops_cut": 0.5, "sites": [0, 3, 6]}, or what calibrate wrote',
+        ) from error
+    return resolve(None, given)
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write the fields that `read_config` reads back; the folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({f.name: getattr(config, f.name) for f in fields(config)}, indent=1) + "\n")
+
+
+def _value(text: str) -> Any:
+    """JSON, or a word."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _listed(text: str) -> tuple[Any, ...]:
+    numbers = _numbers(text, int, "--sites")
+    return numbers if isinstance(numbers, tuple) else (numbers,)
+
+
+def _numbers(text: str, kind: type, option: str) -> Any:
+    """One number, or a tuple of those between commas."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers between commas, got {text!r}", param_hint=option) from None
+    return numbers[0] if len(numbers) == 1 else numbers

@@ -1,0 +1,82 @@
+"""What commands print: tables and JSON to stdout, progress to stderr, and only where somebody watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+T = TypeVar("T")
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """A line with a clock while the work inside goes on."""
+    with _progress(SpinnerColumn(finished_text="*"), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
+        task = progress.add_task(text, total=1)
+        yield
+        progress.update(task, completed=1)
+
+
+def track(items: Iterable[T], text: str, total: int) -> Iterator[T]:
+    """The items, with a bar that moves as they are taken."""
+    with _counted() as progress:
+        yield from progress.track(items, total=total, description=text)
+
+
+@contextmanager
+def bar(text: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar, and a function that moves it: called with how much is done, and of how much."""
+    with _counted() as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def _counted() -> Progress:
+    return _progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def _progress(*columns: Any) -> Progress:
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def print_json(found: dict[str, Any]) -> None:
+    """One object, on stdout; NaN, which JSON has not, is null."""
+    typer.echo(json.dumps(_plain(found)))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; all columns but the first are numbers."""
+    table = Table(columns[0], title=title, title_justify="left")
+    for name in columns[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def console() -> Console:
+    """Stdout; where it is no terminal, lines are not broken."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Remarks, a line each, on stderr."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

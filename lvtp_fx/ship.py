@@ -1,0 +1,121 @@
+"""Write a transformed model to a file that runs without this package, at any batch size.
+
+An exported program (`torch.export.load`), an AOTInductor package (`aoti_load_package` and its C++ twin), or ONNX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import Dim, ExportedProgram, default_decompositions, export
+
+from lvtp_fx.capture import batch_size, fixed_size, is_batched
+from lvtp_fx.capture_refusals import first_line
+from lvtp_fx.errors import Code, LvtpError
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+def save_exported(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
+    """Write what `torch.export.load(path).module()` runs; the inserted ops are taken apart into core ops.
+
+    Args:
+        fast: what `lvtp_fx.transform` returned. inputs: positional, at its image size and any batch size.
+
+    Raises:
+        LvtpError: LVTP401 for inputs that do not fit, LVTP501 where torch.export refuses the model.
+    """
+    program = _program(fast, inputs)
+    # Export keeps composite ops whole, and a reader without this package has none of them.
+    table = {op: body for op, body in default_decompositions().items() if str(op).startswith("lvtp.")}
+    try:
+        torch.export.save(program.run_decompositions(table), path)
+    except Exception as error:
+        raise _cannot(path, "torch.export", error, "check that the folder exists and can be written to") from error
+
+
+def save_aoti(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
+    """Write what `torch._inductor.aoti_load_package(path)` runs: code compiled for the inputs' device, and weights.
+
+    The package does not check its inputs' sizes, unless AOTI_RUNTIME_CHECK_INPUTS=1 is set where it runs.
+
+    Args:
+        fast, inputs: as of `save_exported`. path: ends with .pt2.
+
+    Raises:
+        LvtpError: LVTP401 for inputs that do not fit, LVTP501 where Inductor refuses the model or has no C++ compiler.
+    """
+    program = _program(fast, inputs)
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:
+        hint = "a path that ends with .pt2; on a CPU, install a C++ compiler"
+        raise _cannot(path, "AOTInductor", error, hint) from error
+
+
+def save_onnx(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
+    """Write an ONNX model; weights beyond 2 GB go to a file beside it.
+
+    Args:
+        fast, inputs: as of `save_exported`.
+
+    Raises:
+        LvtpError: LVTP401 for inputs that do not fit, LVTP501 where the exporter refuses the model or is not installed.
+    """
+    try:
+        ops = importlib.import_module("onnxscript").opset18
+    except ImportError as error:
+        raise _cannot(path, "torch.onnx", error, "pip install 'lvtp_fx[onnx]'") from error
+    program = _program(fast, inputs)
+    table: dict[Any, Any] = {torch.ops.aten.sort.stable: _stable_sort(ops)}
+    try:
+        made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
+        assert made is not None  # it is None for another exporter only
+        made.save(str(path))
+    except Exception as error:
+        hint = "save_exported or save_aoti, which take every op"
+        raise _cannot(path, "torch.onnx", error, hint) from error
+
+
+def _program(fast: fx.GraphModule, inputs: Inputs) -> ExportedProgram:
+    wide = _wide(fast, inputs)
+    shapes = tuple({0: Dim.AUTO} if is_batched(x, batch_size(wide, {})) else None for x in wide)
+    try:
+        return export(fast, wide, strict=False, dynamic_shapes=shapes)
+    except LvtpError:
+        raise  # an input that does not fit, by the graph's own check
+    except Exception as error:
+        hint = "check that fast(*inputs) runs; inputs are positional"
+        raise _cannot("the transformed module", "torch.export", error, hint) from error
+
+
+def _wide(fast: fx.GraphModule, inputs: Inputs) -> Inputs:
+    """The inputs with two images where there is one and the graph takes more: export makes a size of 1 a constant."""
+    batch = batch_size(inputs, {})
+    known = [n.meta["val"] for n in fast.graph.find_nodes(op="placeholder") if "val" in n.meta]
+    free = not known or any(fixed_size(v.shape[0]) is None for v in known if isinstance(v, torch.Tensor) and v.ndim)
+    if batch > 1 or not free:
+        return inputs
+    return tuple(torch.cat([x, x]) if is_batched(x, batch) else x for x in inputs)
+
+
+def _stable_sort(ops: Any) -> Any:
+    """aten.sort.stable, which torch.onnx does not know, as TopK: of equal entries the earlier one comes first there
+    too, by ONNX's specification."""
+
+    def sort_stable(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        size = ops.Gather(ops.Shape(self), ops.Constant(value_ints=[dim]), axis=0)
+        return ops.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+
+    return sort_stable
+
+
+def _cannot(where: object, expected: str, error: Exception, hint: str) -> LvtpError:
+    return LvtpError(
+        Code.CANNOT_SHIP, where=str(where), expected=f"a model that {expected} takes",
+        got=f"{type(error).__name__}: {first_line(error)}", why="the file has to run without this package", hint=hint,
+    )

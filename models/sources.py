@@ -1,0 +1,115 @@
+"""Where models come from, one function a source; `lvtp_fx.models.named` chooses."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lvtp_fx.models.adapters import EncoderSegmenter, timm_segmenter, torchvision_segmenter
+from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
+from lvtp_fx.models.named import Named
+from lvtp_fx.models.preprocess import SpecPreprocess
+from lvtp_fx.models.request import Request, bad_model, guessed, inferred_size, only_own_size
+from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE
+
+
+def bundled(request: Request) -> Named:
+    """The segmenter that comes with the package."""
+    model, spec = load_bundled()
+    only_own_size(request, spec.img_size)
+    return Named("bundled", model, SpecPreprocess(spec), CLASS_NAMES, PALETTE, spec.ignore_index)
+
+
+def checkpoint(folder: Path, request: Request) -> Named:
+    """A folder with model.json and model.safetensors."""
+    try:
+        model, spec = load_checkpoint(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise bad_model(request.name, "model.json and model.safetensors, or config.json and model.safetensors",
+                        str(error), "the folder says how the model is made", "a folder that bench/train.py wrote, "
+                        "or one of transformers' save_pretrained") from error
+    only_own_size(request, spec.img_size)
+    return Named(request.name, model, SpecPreprocess(spec), ignore_index=spec.ignore_index)
+
+
+def backbone(kind: str, name: str, request: Request) -> Named:
+    """A backbone of timm or torchvision, and a head, whose weights are random, the same ones each time."""
+    shape: dict[str, Any] = {"head": request.head or "linear", "classes": request.classes or 8,
+                             "name": name, "weights": request.weights}
+    try:
+        if request.weights is not None and not request.weights.is_file():  # timm would write a line of its own, too
+            raise FileNotFoundError(f"no file {request.weights}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if kind == "timm":
+                shape |= {"img_size": request.size} if request.size else {}
+                model = timm_segmenter(**shape)
+            else:
+                model = torchvision_segmenter(**shape, **_square(request))
+    except (FileNotFoundError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+        known = get_close_matches(name, [known for known in _names(kind) if known != name], n=3)
+        raise bad_model(request.name, f"a plain ViT of {kind}, and weights that are its own",
+                        str(error), "its tokens are pruned",
+                        f"another name{', such as ' + ', '.join(known) if known else ''}, size or file") from error
+    mean, std = _statistics(kind, name, model)
+    spec = Spec(model.img_size, shape["classes"], None, 1.0, mean, std)
+    random = "the head's weights are random" if request.weights else "all weights are random"
+    return Named(request.name, model, SpecPreprocess(spec), notes=(random,))
+
+
+def function(request: Request) -> Named:
+    """What package.module:function returns: a module, or a module and its `Spec`. The working folder is importable."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        made = pkgutil.resolve_name(request.name)()
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise bad_model(request.name, "a function that can be imported", str(error), "it makes the model",
+                        "package.module:function, where the package is installed or in the working folder") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module) or not isinstance(spec, Spec | None):
+        raise bad_model(request.name, "a torch.nn.Module, or one and a Spec", f"{type(made).__name__}",
+                        "its graph is rewritten", "return the model from the function")
+    if spec is not None:
+        only_own_size(request, spec.img_size)
+        return Named(request.name, model, SpecPreprocess(spec), ignore_index=spec.ignore_index)
+    preprocess, notes = guessed(request, request.size or inferred_size(model), "the function gives no Spec")
+    return Named(request.name, model, preprocess, notes=notes)
+
+
+def _square(request: Request) -> dict[str, Any]:
+    if request.size is None:
+        return {}
+    if request.size[0] != request.size[1]:
+        raise ValueError("torchvision's VisionTransformer takes square images")
+    return {"image_size": request.size[0]}
+
+
+def _names(kind: str) -> list[str]:
+    import timm
+    from torchvision.models import list_models
+
+    names: list[str] = timm.list_models() if kind == "timm" else list_models()
+    return names
+
+
+def _statistics(kind: str, name: str, model: EncoderSegmenter) -> tuple[Any, Any]:
+    """Mean and standard deviation that the backbone was, or would be, trained with."""
+    if kind == "timm":
+        import timm
+
+        library: Any = timm
+        config = library.data.resolve_model_data_config(model.encoder.model)
+        return tuple(config["mean"]), tuple(config["std"])
+    from torchvision.models import get_model_weights
+
+    preset: Any = next(iter(get_model_weights(name))).transforms()
+    return tuple(preset.mean), tuple(preset.std)

@@ -1,0 +1,142 @@
+"""Readers of labelled images, on folders made here in the layouts of the real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lvtp_fx.errors import LvtpError
+from lvtp_fx.models.camvid import CamVid
+from lvtp_fx.models.datasets import open_dataset
+
+HEIGHT, WIDTH = 12, 16
+
+
+def picture(path: Path, shade: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(shade).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def label(path: Path, columns: list[int], palette: bool = False) -> None:
+    """The columns' values, repeated to the width."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = np.repeat(np.array(columns, np.uint8), WIDTH // len(columns))
+    file = Image.fromarray(np.repeat(row[None], HEIGHT, 0))
+    if palette:
+        file.putpalette([255 - i // 3 for i in range(768)])
+    file.save(path)
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    (tmp_path / "meta.json").write_text(json.dumps({"classes": ["a", "b"], "num_classes": 2, "ignore_index": 2}))
+    (tmp_path / "val.txt").write_text("y\nx\n")
+    for name, shade in (("x", 1), ("y", 2)):
+        picture(tmp_path / f"images/val/{name}.jpg", shade)
+        label(tmp_path / f"labels/val/{name}.png", [0, 1, 2, 1])
+    return tmp_path
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    root = tmp_path / "VOCdevkit/VOC2012"
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/val.txt").write_text("one\n")
+    picture(root / "JPEGImages/one.jpg")
+    label(root / "SegmentationClass/one.png", [0, 15, 255, 20], palette=True)
+    return tmp_path
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    picture(tmp_path / "leftImg8bit/val/bonn/bonn_1_leftImg8bit.png")
+    label(tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelIds.png", [7, 33, 3, 26])
+    return tmp_path
+
+
+@pytest.fixture
+def ade20k(tmp_path: Path) -> Path:
+    for name in ("q", "p"):
+        picture(tmp_path / f"images/validation/{name}.jpg")
+        label(tmp_path / f"annotations/validation/{name}.png", [0, 1, 150, 3])
+    return tmp_path
+
+
+def columns(tensor: torch.Tensor) -> list[int]:
+    return [int(v) for v in tensor[0, 1:: WIDTH // 4]]
+
+
+def test_camvid_keeps_its_own_size(camvid: Path) -> None:
+    data = open_dataset(f"camvid:{camvid}")
+    image, found = data[0]
+    assert (data.ids, data.classes, data.ignore_index, data.class_names) == (("y", "x"), 2, 2, ("a", "b"))
+    assert (image.shape, image.dtype) == ((3, HEIGHT, WIDTH), torch.uint8)
+    assert (columns(found), found.dtype) == ([0, 1, 2, 1], torch.int64)
+    with pytest.raises(IndexError):
+        data[2]
+
+
+@pytest.mark.parametrize("size", [(7, 9), (24, 20)])
+def test_resized_is_what_the_camvid_reader_makes(camvid: Path, size: tuple[int, int]) -> None:
+    image, found = open_dataset(f"camvid:{camvid}").resized(size)[1]
+    theirs, their_label = CamVid(camvid, "val", size)[1]
+    assert torch.equal(found, their_label)
+    assert (image / 255 - theirs).abs().max() < 2.1 / 255  # rounded elsewhere
+
+
+def test_voc_labels_are_indices_not_colours(voc: Path) -> None:
+    data = open_dataset(f"voc:{voc}")
+    image, found = data[0]
+    assert (data.ids, data.classes, data.ignore_index) == (("one",), 21, 255)
+    assert (data.class_names[0], data.class_names[15], len(data.class_names)) == ("background", "person", 21)
+    assert columns(found) == [0, 15, 255, 20]
+    assert image.shape == (3, HEIGHT, WIDTH)
+
+
+def test_cityscapes_labels_are_the_trained_classes(cityscapes: Path) -> None:
+    data = open_dataset(f"cityscapes:{cityscapes}")
+    assert (data.classes, data.ignore_index) == (19, 255)
+    assert columns(data[0][1]) == [0, 18, 255, 13]
+    assert [data.class_names[i] for i in (0, 18, 13)] == ["road", "bicycle", "car"]
+
+
+def test_ade20k_labels_count_from_zero_without_the_unlabelled(ade20k: Path) -> None:
+    data = open_dataset(f"ade20k:{ade20k}")
+    assert (data.ids, data.classes, data.ignore_index) == (("p", "q"), None, 255)
+    assert columns(data[0][1]) == [255, 0, 149, 2]
+    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName", "1\t0.1\t1\t1\t1\twall", "2\t0.1\t1\t1\t1\tbuilding, edifice"]
+    (ade20k / "objectInfo150.txt").write_text("\n".join(rows))
+    assert open_dataset(f"ade20k:{ade20k}").class_names == ("wall", "building")
+
+
+def test_scenes_are_drawn() -> None:
+    data = open_dataset("scenes:3")
+    image, found = data[2]
+    assert (len(data), data.classes) == (3, 7)
+    assert (image.shape, image.dtype, found.shape) == ((3, 192, 192), torch.uint8, (192, 192))
+    assert not torch.equal(image, data[1][0])
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("camvid", "KIND:FOLDER"), ("coco:x", "KIND one of camvid, voc, cityscapes, ade20k, scenes"),
+    ("scenes:many", "'many' is no number"), ("scenes:0", "no image"),
+    ("camvid:nowhere", "nowhere is missing"), ("voc:nowhere", "VOCdevkit/VOC2012"),
+    ("cityscapes:nowhere", "leftImg8bit"), ("ade20k:nowhere", "images/SPLIT"),
+])
+def test_what_is_no_data_set_is_refused(name: str, message: str) -> None:
+    with pytest.raises(LvtpError, match=f"(?s)LVTP105 .*{message}"):
+        open_dataset(name)
+
+
+def test_image_without_a_label_and_missing_split_are_named(ade20k: Path, camvid: Path) -> None:
+    (ade20k / "annotations/validation/q.png").unlink()
+    with pytest.raises(LvtpError, match=r"q\.png is missing"):
+        open_dataset(f"ade20k:{ade20k}")
+    with pytest.raises(LvtpError, match=r"test\.txt is missing"):
+        open_dataset(f"camvid:{camvid}", "test")

@@ -1,0 +1,42 @@
+"""The Python of each page in docs/ runs, as it stands there; its links lead to files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+FENCE = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+def run(text: str, name: str) -> int:
+    """Run a page's blocks in order, in one namespace; returns how many there were."""
+    names: dict[str, object] = {"__name__": "__page__"}
+    blocks = FENCE.findall(text)
+    for i, block in enumerate(blocks):
+        exec(compile(block, f"{name}, block {i + 1}", "exec"), names)
+    return len(blocks)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what a page writes goes here
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    run((DOCS / page).read_text(), page)
+
+
+def test_a_block_that_fails_is_seen() -> None:
+    with pytest.raises(AssertionError):
+        run("```python\nx = 1\n```\ntext\n```python\nassert x == 2\n```\n", "page")
+    assert run("```python\nx = 1\n```\n```cpp\nint x;\n```\n```python\nassert x == 1\n```\n", "page") == 2
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (DOCS / page).read_text()):
+        assert target.startswith("https://") or (DOCS / target).exists(), target

@@ -1,0 +1,117 @@
+"""Gradients of a transformed module are right, reach what the dense model's reach, and train it."""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.func import functional_call
+
+import lvtp_fx
+from lvtp_fx.models.checkpoint import load_bundled
+from lvtp_fx.models.scenes import make_batch
+from tests.tiny import fused, picture, vit
+
+EPS = 1e-6
+VARIANTS = list(product(("delta", "copy", "frozen"), ("merge", "select")))
+
+
+def made(restore: str, reduce: str) -> tuple[nn.Module, fx.GraphModule, torch.Tensor]:
+    """In float64: a model, transformed, and one image on which no decision is close."""
+    model, x = vit(fused).double(), picture(1).double()
+    options: dict[str, Any] = {"restore": restore, "reduce": reduce, "sites": (0, 1), "keep_ratio": 0.5, "rounds": 1}
+    return model, lvtp_fx.transform(model, (x,), **options), x
+
+
+def numerically_right(fast: nn.Module, x: torch.Tensor, only: str = "") -> bool:
+    """Whether the gradients by the image and by all parameters (or by `only` one) are those of finite differences."""
+    names, values = zip(*((n, p) for n, p in fast.named_parameters() if only in ("", n)), strict=True)
+    weight = torch.randn(fast(x).shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+
+    def run(image: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = functional_call(fast, dict(zip(names, parameters, strict=True)), (image,))
+        return (out * weight).sum()
+
+    inputs = (x.clone().requires_grad_(not only), *(v.detach().clone().requires_grad_() for v in values))
+    torch.manual_seed(0)  # the fast mode compares along a random direction of each input
+    return torch.autograd.gradcheck(run, inputs, eps=EPS, atol=1e-5, rtol=1e-4, fast_mode=True, raise_exception=False)
+
+
+@pytest.mark.parametrize(("restore", "reduce"), VARIANTS)
+def test_gradients_are_those_of_finite_differences(restore: str, reduce: str) -> None:
+    _, fast, x = made(restore, reduce)
+    noise = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
+    for other in (x + 100 * EPS * noise, x - 100 * EPS * noise):  # decisions are constant all around: no ties
+        for a, b in zip(lvtp_fx.decisions(fast, x), lvtp_fx.decisions(fast, other), strict=True):
+            assert torch.equal(a.kept, b.kept)
+            assert torch.equal(a.owner, b.owner)
+    assert numerically_right(fast, x)
+
+
+@pytest.mark.parametrize(("op", "right"), [("merge", False), ("restore", False), ("key_bias", True)])
+def test_a_gradient_that_is_cut_off_would_be_found(op: str, right: bool) -> None:
+    """Sizes are counts: there is nothing to differentiate in a key bias."""
+    _, fast, x = made("delta", "merge")
+    graph = copy.deepcopy(fast.graph)
+    node = graph.find_nodes(op="call_function", target=getattr(torch.ops.lvtp, op).default)[0]
+    # One small parameter: where it finds an error, gradcheck goes through all entries to describe it.
+    assert numerically_right(fast, x, "blocks.0.attention.proj.bias")
+    assert numerically_right(fx.GraphModule(fast, _cut(graph, node)), x, "blocks.0.attention.proj.bias") == right
+
+
+def _cut(graph: fx.Graph, node: fx.Node) -> fx.Graph:
+    with graph.inserting_after(node):
+        cut = graph.call_function(torch.ops.aten.detach.default, (node,))
+    node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
+    return graph
+
+
+@pytest.mark.parametrize(("restore", "reduce"), VARIANTS)
+def test_every_parameter_that_the_dense_model_trains_is_trained(restore: str, reduce: str) -> None:
+    model, fast, x = made(restore, reduce)
+    reached = [_reached(module, model, x) for module in (model, fast)]
+    assert reached[0] == reached[1]
+    assert len(reached[0]) >= 30
+    assert "embed.conv.weight" in reached[1]
+
+
+def _reached(module: nn.Module, model: nn.Module, x: torch.Tensor) -> set[str]:
+    """The parameters of `model` that get a gradient through `module`, beyond rounding."""
+    model.zero_grad(set_to_none=True)
+    module(x).square().sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    return {name for name, grad in grads.items() if grad is not None and float(grad.abs().max()) > 1e-9}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_few_steps_at_a_large_cut_lower_the_loss_on_other_scenes(trained: bool) -> None:
+    model, spec = load_bundled()
+
+    def scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = make_batch(range(first, first + count))
+        return spec.preprocess(images), labels
+
+    fast = lvtp_fx.transform(model, (scenes(0, 1)[0],), flops_cut=0.6, rounds=2)
+
+    def loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(fast(images), labels)
+
+    held_out = scenes(200, 8)
+    with torch.no_grad():
+        before = float(loss(*held_out))
+    optimiser = torch.optim.AdamW(fast.parameters(), lr=6e-5 if trained else 0.0, weight_decay=0.0)
+    for step in range(8 if trained else 1):
+        optimiser.zero_grad()
+        loss(*scenes(1000 + 4 * step, 4)).backward()
+        optimiser.step()
+    with torch.no_grad():
+        after = float(loss(*held_out))
+    if trained:
+        assert after < 0.97 * before
+    else:
+        assert after == before

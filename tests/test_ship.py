@@ -1,0 +1,250 @@
+"""What works with what: each cell of the table in docs/deploy.md is a test here, and the table says no more."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from shutil import which
+
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, load_model, save_file
+
+import lvtp_fx
+from lvtp_fx import ship
+from tests.backend_helpers import relative
+from tests.ship_routes import OPTIONS, ROUTES, Made, Run, made
+from tests.tiny import fused, picture, vit
+
+ROOT = Path(__file__).parents[1]
+# One process makes each file once.
+pytestmark = [
+    pytest.mark.xdist_group("ship"),
+    pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU"),
+]
+
+
+@pytest.fixture(scope="module")
+def it() -> Made:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ship")
+
+
+@pytest.fixture(scope="module")
+def route(it: Made, folder: Path) -> Callable[[str], Run]:
+    @cache
+    def make(name: str) -> Run:
+        return ROUTES[name](it, folder)
+
+    return make
+
+
+# The columns: each takes a route and checks what its cell says.
+
+
+def image(batch: int, seed: int) -> torch.Tensor:
+    """All images need gradients: one that does not would be compiled for once more."""
+    return picture(batch, seed).requires_grad_()
+
+
+def any_batch(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
+    """The file is made with one image."""
+    assert cell == "yes"
+    for batch in (1, 2, 5):
+        x = image(batch, seed=batch)
+        got = run(x)[0]
+        assert relative(got, it.expected(x)[0]) < 1e-5
+        assert relative(got, it.model(x)) > 1e-2  # and it is pruned
+
+
+def same_tokens(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
+    assert cell == "yes"
+    x, y = image(3, seed=9), image(3, seed=8)
+    got, want, other = run(x)[1], it.expected(x)[1], it.expected(y)[1]
+    assert len(got) == len(want) == 2
+    for a, b, c in zip(got, want, other, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)  # they do depend on the image
+
+
+def other_size(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
+    def call() -> torch.Tensor:
+        return run(torch.zeros(2, 3, 64, 64, requires_grad=True))[0]
+
+    if cell == "not checked":
+        assert call().shape == (2, 5, 8, 8)  # an answer, for an image that the model does not take
+        return
+    with pytest.raises(Exception, match={
+        "LVTP401": "LVTP401 input-does-not-fit", "as the model": "must match the size|shape|size of tensor",
+        "refused": "Guard failed|Got invalid dimensions",
+    }[cell]) as caught:
+        call()
+    assert cell == "LVTP401" or "LVTP401" not in str(caught.value)
+
+
+def gradients(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
+    x = image(3, seed=4)
+    output = run(x)[0]
+    assert output.requires_grad == (cell == "yes")
+    if cell == "yes":
+        output.square().sum().backward()
+        got, x.grad = x.grad, None
+        it.fast(x).square().sum().backward()
+        assert relative(got, x.grad) < 1e-4
+
+
+SCRIPTS = {
+    "export": "import torch; run = torch.export.load('model.pt2').module()",
+    "AOTInductor": "import torch; run = torch._inductor.aoti_load_package('model.aoti.pt2')",
+    "ONNX": "import torch, onnxruntime\n"
+            "s = onnxruntime.InferenceSession('model.onnx')\n"
+            "run = lambda x: [torch.from_numpy(y) for y in s.run(None, {s.get_inputs()[0].name: x.numpy()})]",
+    "torch.compile": "import torch; run = torch.load('model.pt', weights_only=False)",
+}
+REST = """
+import sys
+x, want = torch.load('case.pt')
+with torch.no_grad():
+    got = run(x)[0]
+assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+assert not [name for name in sys.modules if name.startswith('lvtp')], 'lvtp_fx was imported'
+print('it ran')
+"""
+
+
+def without_lvtp_fx(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
+    """In a process of its own, which looks at what it has imported."""
+    x = picture(3, seed=5)
+    torch.save((x, it.expected(x)[0]), folder / "case.pt")
+    torch.save(it.shown, folder / "model.pt")
+    if name not in SCRIPTS:  # the backend is this package; a state dict is no program
+        assert cell == "no"
+        return
+    done = subprocess.run([sys.executable, "-c", SCRIPTS[name] + REST], cwd=folder, capture_output=True, text=True)
+    assert ("it ran" in done.stdout) == (cell == "yes"), done.stderr
+    assert cell == "yes" or "lvtp" in done.stderr
+
+
+COLUMNS: dict[str, Callable[[str, Run, Made, Path, str], None]] = {
+    "any batch size": any_batch, "same tokens as eager": same_tokens, "another image size": other_size,
+    "gradients": gradients, "runs without lvtp_fx": without_lvtp_fx,
+}
+
+
+def table() -> dict[tuple[str, str], str]:
+    """The cells of the table in docs/deploy.md, by row and column."""
+    lines = re.findall(r"^\|(.*)\|$", (ROOT / "docs" / "deploy.md").read_text(), flags=re.MULTILINE)
+    rows = [[cell.strip().strip("`") for cell in line.split("|")] for line in lines]
+    header = next(i for i, row in enumerate(rows) if row[1:] == list(COLUMNS))
+    cells = {}
+    for row in rows[header + 2 : header + 2 + len(ROUTES)]:
+        cells.update({(row[0], column): cell for column, cell in zip(COLUMNS, row[1:], strict=True)})
+    return cells
+
+
+CELLS = table()
+
+
+@pytest.mark.parametrize(("row", "column"), [(row, column) for row in ROUTES for column in COLUMNS])
+def test_cell(it: Made, folder: Path, route: Callable[[str], Run], row: str, column: str) -> None:
+    COLUMNS[column](row, route(row), it, folder, CELLS[row, column])
+
+
+def test_the_table_has_these_rows_and_columns_and_no_others() -> None:
+    assert list(CELLS) == [(row, column) for row in ROUTES for column in COLUMNS]
+
+
+# Weights: the names are the dense model's.
+
+
+def test_a_state_dict_loads_into_the_dense_and_into_the_transformed_model(it: Made, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({name: tensor + 0.01 for name, tensor in it.model.state_dict().items()}, file)
+    state = load_file(file)
+    fresh = vit(fused)
+    fast = lvtp_fx.transform(fresh, (picture(),), **OPTIONS)
+    dense_keys, fast_keys = set(fresh.state_dict()), set(fast.state_dict())
+    assert fast_keys == dense_keys - UNUSED
+    before = fast(picture())
+    load_model(fast, file, strict=not UNUSED)
+    for name, tensor in fast.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+        assert fresh.state_dict()[name].data_ptr() == tensor.data_ptr()
+    assert relative(fast(picture()), before) > 1e-3
+    other = vit(fused)
+    other.load_state_dict(state)
+    assert relative(lvtp_fx.transform(other, (picture(),), **OPTIONS)(picture()), fast(picture())) < 1e-6
+
+
+# Of the attention of tests/tiny.py: parameters that its fused form does not read.
+UNUSED = {
+    f"blocks.{i}.attention.{name}" for i in range(3)
+    for name in ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias", "temperature", "bias_table",
+                 "heads_mix", "allowed")
+}
+
+
+# Refusals.
+
+
+SAVE = {"model.pt2": ship.save_exported, "model.aoti.pt2": ship.save_aoti, "model.onnx": ship.save_onnx}
+
+
+@pytest.mark.parametrize("name", SAVE)
+def test_inputs_of_another_size_are_refused_and_nothing_is_written(it: Made, tmp_path: Path, name: str) -> None:
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP401 input-does-not-fit"):
+        SAVE[name](it.fast, (torch.zeros(2, 3, 64, 64),), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_a_refusal_that_says_why(it: Made, tmp_path: Path) -> None:
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP501 cannot-write-file") as caught:
+        ship.save_exported(it.fast, (picture(),), tmp_path / "no" / "such" / "folder.pt2")
+    assert "folder" in caught.value.hint
+    with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP501 cannot-write-file(.|\n)*ends with \.pt2"):
+        ship.save_aoti(it.fast, (picture(),), tmp_path / "model.so")
+
+
+def test_a_graph_with_a_fixed_batch_is_written_with_it(tmp_path: Path) -> None:
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = vit(fused)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.vit(x.reshape(1, 3, 32, 32))  # type: ignore[no-any-return]
+
+    fast = lvtp_fx.transform(One(), (picture(1),), keep_ratio=0.5, sites=(0,), rounds=1)
+    assert "the batch size is fixed" in str(fast.report)
+    ship.save_exported(fast, (picture(1),), tmp_path / "one.pt2")
+    run = torch.export.load(tmp_path / "one.pt2").module()
+    assert relative(run(picture(1)), fast(picture(1))) < 1e-6
+    with pytest.raises(Exception, match="Guard failed"):
+        run(picture(2))
+
+
+class Ranked(torch.nn.Module):
+    """A graph that only ranks: many entries are equal."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.sort(x, dim=1, stable=True, descending=d).indices for d in (True, False)], dim=1)
+
+
+def test_onnx_keeps_the_order_of_equal_entries(tmp_path: Path) -> None:
+    x = torch.randint(3, (4, 100), generator=torch.Generator().manual_seed(0)).float()
+    graph = torch.export.export(Ranked(), (x,), strict=False).module()
+    assert isinstance(graph, torch.fx.GraphModule)
+    ship.save_onnx(graph, (x,), tmp_path / "ranked.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "ranked.onnx")
+    assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), Ranked()(x))
+    backwards = torch.sort(x.flip(1), dim=1, descending=True, stable=True).indices
+    assert not torch.equal(99 - backwards, Ranked()(x)[:, :100])  # another order of equal entries would show
