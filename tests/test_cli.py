@@ -279,6 +279,15 @@ def test_calibrated_config_is_read_back(call: Call, folder: Path) -> None:
     assert "written: new/schedule.json" in labelled.stdout
 
 
+def test_calibrate_looks_at_labels_only_where_asked(call: Call, folder: Path) -> None:
+    """No pixel has a class: that matters to mIoU, and not to agreement."""
+    for path in (folder / "set/labels/val").iterdir():
+        Image.fromarray(np.full((40, 56), 255, np.uint8)).save(path)
+    text = ["calibrate", MODEL, "--flops-cut", "0.1", "--passes", "16", "--out", "a.json", "--data", "camvid:set"]
+    call(*text)
+    assert "labels without a pixel of any class" in only_line(call(*text, "--labels", code=2).stderr)
+
+
 def test_calibrate_refuses_what_says_nothing(call: Call, folder: Path) -> None:
     out = ["--out", "schedule.json"]
     assert "LVTP201" in only_line(call("calibrate", MODEL, "--images", "photos", *out, code=2).stderr)
