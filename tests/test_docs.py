@@ -1,24 +1,32 @@
-"""The Python of each page in docs/ runs, as it stands there; its links lead to files."""
+"""The Python of each page in docs/ runs, as it stands there, and prints what is shown; its links lead to files."""
 
 from __future__ import annotations
 
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
+from lvtp_fx.errors import Code, catalogue
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
-FENCE = re.compile(r"^```python\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+# A block, and the indented lines below it, which are what it prints.
+FENCE = re.compile(r"^```python\n(.*?)^```$(?:\n\n((?: {4}[^\n]*\n)+))?", flags=re.DOTALL | re.MULTILINE)
 
 
 def run(text: str, name: str) -> int:
     """Run a page's blocks in order, in one namespace; returns how many there were."""
     names: dict[str, object] = {"__name__": "__page__"}
     blocks = FENCE.findall(text)
-    for i, block in enumerate(blocks):
-        exec(compile(block, f"{name}, block {i + 1}", "exec"), names)
+    for i, (block, shown) in enumerate(blocks):
+        with redirect_stdout(io.StringIO()) as out:
+            exec(compile(block, f"{name}, block {i + 1}", "exec"), names)
+        if shown:
+            assert out.getvalue() == re.sub("^ {4}", "", shown, flags=re.MULTILINE)
     return len(blocks)
 
 
@@ -33,6 +41,9 @@ def test_code_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest
 def test_a_block_that_fails_is_seen() -> None:
     with pytest.raises(AssertionError):
         run("```python\nx = 1\n```\ntext\n```python\nassert x == 2\n```\n", "page")
+    with pytest.raises(AssertionError):
+        run("```python\nprint(1)\n```\n\n    2\n\ntext\n", "page")
+    assert run("```python\nprint(1)\n```\n\n    1\n\ntext\n", "page") == 1
     assert run("```python\nx = 1\n```\n```cpp\nint x;\n```\n```python\nassert x == 1\n```\n", "page") == 2
 
 
@@ -40,3 +51,11 @@ def test_a_block_that_fails_is_seen() -> None:
 def test_links_lead_to_files(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (DOCS / page).read_text()):
         assert target.startswith("https://") or (DOCS / target).exists(), target
+
+
+def test_the_error_catalogue_is_the_codes() -> None:
+    assert (DOCS / "errors.md").read_text() == catalogue()
+    for code in Code:
+        assert f"## {code.number} {code.slug}\n" in catalogue()
+        assert code.meaning.endswith(".")
+        assert not code.remedy.endswith(".")

@@ -50,16 +50,15 @@ def no_bias(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def ungrouped(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A merge that forgets what its tokens stand for already."""
-    x, owner, size, *rest = node.args
+    x, kept, owner, size, *rest = node.args
     ones = graph.call_function(torch.ops.lvtp.ones.default, (size,))
-    return graph.call_function(node.target, (x, owner, ones, *rest))
+    return graph.call_function(node.target, (x, kept, owner, ones, *rest))
 
 
 def selected(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Select in the place of merge."""
-    x, _, _, kept, before, after = node.args
-    site = next(n for n in graph.nodes if n.target is torch.ops.lvtp.select.default and n.args[1] == kept)
-    return graph.call_function(torch.ops.lvtp.gather.default, (x, site, 0, 1, before, after))
+    x, kept, _, _, before, after = node.args
+    return graph.call_function(torch.ops.lvtp.gather.default, (x, kept, 0, 1, before, after))
 
 
 def left_is_zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
