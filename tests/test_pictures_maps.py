@@ -80,7 +80,7 @@ def test_edges_are_where_the_image_has_them(wide: SimpleNamespace) -> None:
     ({"strategy": "mutual"}, set(), {"entropy": "'mutual'", "edges": "'mutual'"}),
     ({"entropy_weight": 0}, {"edges"}, {"entropy": "entropy_weight"}),
     ({"reduce": "select", "restore": "frozen"}, {"entropy", "edges"}, {}),
-], ids=str)
+], ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value))
 def test_what_a_strategy_does_not_compute_is_left_out_with_a_reason(
     wide: SimpleNamespace, options: dict[str, object], there: set[str], absent: dict[str, str]
 ) -> None:
