@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +73,7 @@ def main(
             progress.advance(task)
             # Written after each case: a run that is cut short leaves what it found.
             out.write_text(markdown(rows, title))
-            figures = {"title": title, "rows": [row.to_dict() for row in rows]}
+            figures = {"title": title, "rows": [asdict(row) for row in rows]}
             out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     plot(out.with_suffix(".png"), rows, title)
     Console().print(terminal(rows, title))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx import api, latency
+from lvtp_fx.capture import Capture, capture
+from lvtp_fx.cli.timing import Run, in_turn
 from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.passes import pipeline
 
@@ -42,16 +45,14 @@ class Measured:
     """A pruned model against the dense one, in the same run.
 
     Attributes:
+        aim: the wanted cut.
         ratio_low, ratio, ratio_high: dense time / pruned time of one turn: quartiles and median over the turns.
         inserted_ms: of scoring, clustering, gathers and restores as one compiled graph; nan where it was not asked for.
-        peak_mib: of the accelerator's memory; 0 on a CPU.
+        peak_mib_dense, peak_mib_pruned: of the accelerator's memory; 0 on a CPU.
         refused: why there is no pruned model, or "".
     """
 
-    model: str
-    size: int
-    batch: int
-    dtype: str
+    case: Case
     strategy: str
     aim: float
     gflops_dense: float = 0.0
@@ -67,12 +68,14 @@ class Measured:
     refused: str = ""
 
     @property
-    def efficiency(self) -> float:
-        """What the clock shows of what the FLOPs promise."""
-        return self.ratio / (self.gflops_dense / self.gflops_pruned)
+    def promised(self) -> float:
+        """The speed that the FLOPs promise."""
+        return self.gflops_dense / self.gflops_pruned
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def efficiency(self) -> float:
+        """What the clock shows of it."""
+        return self.ratio / self.promised
 
 
 def measure(
@@ -86,44 +89,45 @@ def measure(
         step: told what is done next.
     """
     model, x = case.build(device)
-    wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
-    runs, rows = [torch.compile(model, fullgraph=True, mode=mode)], []
-    for strategy in strategies:
-        for cut in cuts:
-            step(f"{strategy}, cut {cut:.0%}: transform")
-            row = Measured(**asdict(case), strategy=strategy, aim=cut)
-            try:
-                fast = lvtp_fx.transform(model, (x,), flops_cut=cut, **rivals()[strategy])
-            except lvtp_fx.LvtpError as error:
-                rows.append(Measured(**{**row.to_dict(), "refused": str(error).splitlines()[0]}))
-                continue
-            found: Any = fast.report
-            figures = {"gflops_dense": found.gflops_dense, "gflops_pruned": found.gflops_pruned}
-            if parts:
-                figures["inserted_ms"] = inserted_ms(model, x, {"flops_cut": cut, **rivals()[strategy]})
-            rows.append(Measured(**{**row.to_dict(), **figures}))
-            runs.append(torch.compile(fast, fullgraph=True, mode=mode))
-    times, peaks = _times(runs, x, turns, wait, step)
-    done = iter(zip(times[1:], peaks[1:], strict=True))
-    return [row if row.refused else _with_times(row, times[0], peaks[0], *next(done)) for row in rows]
+    captured = capture(model, (x,), {})  # once, for all that is made of it
+    compiled = partial(torch.compile, fullgraph=True, mode=mode)
+    runs, rows = [compiled(model)], []
+    for strategy, cut in product(strategies, cuts):
+        step(f"{strategy}, cut {cut:.0%}: transform")
+        row, config = Measured(case, strategy, cut), lvtp_fx.Config(flops_cut=cut, **rivals()[strategy])
+        try:
+            fast = lvtp_fx.transform(captured, config=config)
+        except lvtp_fx.LvtpError as error:
+            rows.append(replace(row, refused=str(error).splitlines()[0]))
+            continue
+        report: Any = fast.report
+        row = replace(row, gflops_dense=report.gflops_dense, gflops_pruned=report.gflops_pruned)
+        rows.append(replace(row, inserted_ms=inserted_ms(captured, config)) if parts else row)
+        runs.append(compiled(fast))
+    peaks_mib = _compile(runs, x, step)
+    with torch.inference_mode():
+        times = in_turn(runs, x, rounds=turns, turns=lambda all_turns: _told(all_turns, step))
+    done = zip(times[1:], peaks_mib[1:], strict=True)
+    return [row if row.refused else _with_times(row, times[0], peaks_mib[0], *next(done)) for row in rows]
 
 
-def inserted_ms(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> float:
+def _told(turns: Iterable[int], step: Callable[[str], None]) -> Iterator[int]:
+    for turn in turns:
+        step(f"turn {turn + 1}, warming up included")
+        yield turn
+
+
+def inserted_ms(captured: Capture, config: lvtp_fx.Config) -> float:
     """Milliseconds of the inserted ops, as one compiled graph."""
-    config = lvtp_fx.Config(**options)
-    prepared = api.prepare(model, (x,), config)
+    prepared = api.prepare(captured, None, config)
     plan = api.rewritten(prepared, config)
-    clock = latency.probe(prepared.plan.graph_module, prepared.captured)
-    return latency.calibrated(clock, plan, pipeline.finish(plan), prepared.captured).inserted_ms
+    clock = latency.probe(prepared.plan.graph_module, captured)
+    return latency.calibrated(clock, plan, pipeline.finish(plan), captured).inserted_ms
 
 
-def _times(
-    runs: Sequence[Callable[[torch.Tensor], Any]], x: torch.Tensor, turns: int, wait: Callable[[], None],
-    step: Callable[[str], None],
-) -> tuple[list[list[float]], list[float]]:
-    """Milliseconds of each run in each turn, and the most memory of each in MiB."""
-    times: list[list[float]] = [[] for _ in runs]
-    peaks = []
+def _compile(runs: Sequence[Run], x: torch.Tensor, step: Callable[[str], None]) -> list[float]:
+    """Run each once, which compiles it, and once more: the most memory of that in MiB."""
+    peaks_mib = []
     with torch.inference_mode():
         for i, run in enumerate(runs):
             step(f"compile graph {i + 1} of {len(runs)}")
@@ -131,23 +135,14 @@ def _times(
             if x.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             run(x)
-            peaks.append(torch.cuda.max_memory_allocated() / 2**20 if x.device.type == "cuda" else 0.0)
-        for turn in range(turns):
-            step(f"turn {turn + 1} of {turns}")
-            for run, found in zip(runs, times, strict=True):
-                wait()
-                start = time.perf_counter()
-                run(x)
-                wait()
-                found.append(1e3 * (time.perf_counter() - start))
-    return times, peaks
+            peaks_mib.append(torch.cuda.max_memory_allocated() / 2**20 if x.device.type == "cuda" else 0.0)
+    return peaks_mib
 
 
-def _with_times(row: Measured, dense: Sequence[float], dense_peak: float, pruned: Sequence[float],
-                peak: float) -> Measured:
-    ratios = [a / b for a, b in zip(dense, pruned, strict=True)]
+def _with_times(
+    row: Measured, dense_ms: Sequence[float], dense_mib: float, pruned_ms: Sequence[float], pruned_mib: float
+) -> Measured:
+    ratios = [a / b for a, b in zip(dense_ms, pruned_ms, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Measured(**{
-        **row.to_dict(), "dense_ms": statistics.median(dense), "pruned_ms": statistics.median(pruned),
-        "ratio_low": low, "ratio": middle, "ratio_high": high, "peak_mib_dense": dense_peak, "peak_mib_pruned": peak,
-    })
+    return replace(row, dense_ms=statistics.median(dense_ms), pruned_ms=statistics.median(pruned_ms), ratio_low=low,
+                   ratio=middle, ratio_high=high, peak_mib_dense=dense_mib, peak_mib_pruned=pruned_mib)

@@ -16,13 +16,13 @@ HEADINGS = ("model", "size", "batch", "dtype", "strategy", "FLOPs saved", "dense
 
 def cells(row: Measured) -> list[str]:
     """One row, in the order of `HEADINGS`."""
-    first = [row.model, str(row.size), str(row.batch), row.dtype, row.strategy]
+    case = row.case
+    first = [case.model, str(case.size), str(case.batch), case.dtype, row.strategy]
     if row.refused:
         return [*first, row.refused, *[""] * (len(HEADINGS) - len(first) - 1)]
-    promised = row.gflops_dense / row.gflops_pruned
     share = "" if isnan(row.inserted_ms) else f"{row.inserted_ms / row.dense_ms:.1%}"
-    return [*first, f"{1 - 1 / promised:.1%}", f"{row.dense_ms:.1f}", f"{row.pruned_ms:.1f}",
-            f"{row.ratio:.2f}x [{row.ratio_low:.2f}, {row.ratio_high:.2f}]", f"{promised:.2f}x",
+    return [*first, f"{1 - 1 / row.promised:.1%}", f"{row.dense_ms:.1f}", f"{row.pruned_ms:.1f}",
+            f"{row.ratio:.2f}x [{row.ratio_low:.2f}, {row.ratio_high:.2f}]", f"{row.promised:.2f}x",
             f"{row.efficiency:.2f}", share]
 
 
@@ -43,11 +43,11 @@ def plot(path: Path, rows: Sequence[Measured], title: str) -> None:
     figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
     ax = figure.subplots()
     timed = [row for row in rows if not row.refused]
-    top = 1.1 * max((row.gflops_dense / row.gflops_pruned for row in timed), default=1.0)
+    top = 1.1 * max((row.promised for row in timed), default=1.0)
     ax.plot([1, top], [1, top], color="#1f2430", linewidth=0.8, label="what the FLOPs promise")
     for strategy in dict.fromkeys(row.strategy for row in timed):
         own = [row for row in timed if row.strategy == strategy]
-        x, y = [row.gflops_dense / row.gflops_pruned for row in own], [row.ratio for row in own]
+        x, y = [row.promised for row in own], [row.ratio for row in own]
         spread = [[row.ratio - row.ratio_low for row in own], [row.ratio_high - row.ratio for row in own]]
         ax.errorbar(x, y, yerr=spread, fmt="o", markersize=5, linewidth=1, label=strategy)
     ax.set_xlabel("dense FLOPs / pruned FLOPs")

@@ -116,12 +116,11 @@ def rewritten(prepared: Prepared, config: Config) -> Plan:
 def _timed(prepared: Prepared, plan: Plan) -> Plan:
     """The plan with a pruned graph that is expected to be faster than the dense one."""
     passes, captured = pipeline.rewrite(prepared.dense_flops), prepared.captured
-    plan = replace(plan, clock=latency.probe(plan.graph_module, captured))
-    assert plan.clock is not None
-    done = pipeline.run(passes, plan)
+    clock = latency.probe(plan.graph_module, captured)
+    done = pipeline.run(passes, replace(plan, clock=clock))
     if not done.sites:
         return done
-    clock = latency.calibrated(plan.clock, done, pipeline.finish(done), captured)
+    clock = latency.calibrated(clock, done, pipeline.finish(done), captured)
     done = replace(done, clock=clock)
     if plan.config.latency_cut is not None:  # counts were solved as if what is inserted were free
         done = pipeline.run(passes, replace(plan, clock=clock))

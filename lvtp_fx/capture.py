@@ -55,14 +55,14 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
     if isinstance(model, ExportedProgram):
         return _finish(model, args, kwargs, "")
     check_devices(model)
-    wide = _at_least_two(args, kwargs)
+    wide = at_least_two(args, kwargs)
     with _plain_modes(args, kwargs):
         try:
             twin = _twin(model)
         except Exception as error:
             raise cannot_copy(model, error) from error
         try:
-            free = _finish(_export(twin, *wide, dynamic=True), *wide, "")
+            free = _finish(exported(twin, *wide, dynamic=True), *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
@@ -70,13 +70,14 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
                 return free
             note = f"the batch size is fixed at {batch_size(args, kwargs)}: the captured graph was specialised to it"
         try:
-            program = _export(twin, args, kwargs, dynamic=False)
+            program = exported(twin, args, kwargs, dynamic=False)
         except Exception as error:
             raise cannot_capture(model, error) from error
         return _finish(program, args, kwargs, note)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
+def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
+    """Non-strict export; `dynamic`: the batch axis of every input that has one is free."""
     shapes = None
     if dynamic:
         batch, collection = batch_size(args, kwargs), ShapesCollection()
@@ -164,7 +165,7 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return int(found[0].shape[0])
 
 
-def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """export specialises a batch of 1, so an example with one image is repeated."""
     batch = batch_size(args, kwargs)
     if batch > 1:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ try:
     from rich.table import Table
 
     from lvtp_fx._picture import Rows, draw
-    from lvtp_fx.cli.timing import Latency, compiled, latencies
+    from lvtp_fx.cli.timing import Latency, Run, compiled, latencies
     from lvtp_fx.models.checkpoint import load_bundled
     from lvtp_fx.models.metrics import SegmentationMeter
     from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
@@ -30,7 +30,6 @@ except ImportError as error:
     raise ImportError("the demo needs more than torch: pip install 'lvtp_fx[demo]'") from error
 
 EXAMPLES = 3  # rows of the picture
-Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 def predict(run: Run, x: torch.Tensor, batch_size: int) -> torch.Tensor:

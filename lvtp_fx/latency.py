@@ -7,8 +7,6 @@ inserted is compiled as a graph of its own, and timed.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -17,13 +15,13 @@ import sympy
 import torch
 from torch import fx
 from torch._dynamo.exc import TorchDynamoException
-from torch.utils import _pytree as pytree
 
 from lvtp_fx import cost
 from lvtp_fx.capture import Capture
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.plan import Clock, Plan
 from lvtp_fx.run_graph import Tap, flat_inputs
+from lvtp_fx.stopwatch import accelerators, stopped_ms
 
 _REPEATS = 3  # the fastest counts: what disturbs a measurement makes it longer
 _CERTAIN = 0.95  # of the dense time: what is less faster than that, the probe cannot tell from no gain
@@ -31,15 +29,15 @@ _CERTAIN = 0.95  # of the dense time: what is less faster than that, the probe c
 
 def probe(graph: fx.GraphModule, captured: Capture) -> Clock:
     """Time each op of the analysed graph; takes four forward passes."""
-    times = _timed(graph, _flat(graph, captured), captured)
+    times = _timed(graph, flat_inputs(graph, captured.args, captured.kwargs))
     return Clock(times, times)
 
 
 def calibrated(clock: Clock, plan: Plan, module: fx.GraphModule, captured: Capture) -> Clock:
     """The clock that also knows how ops shrink, and what the inserted ones take: those of the rewritten `module`, made
     of `plan`, that the analysed graph has not."""
-    inputs = _flat(module, captured)
-    reduced = _timed(module, inputs, captured)
+    inputs = flat_inputs(module, captured.args, captured.kwargs)
+    reduced = _timed(module, inputs)
     counts = [site.kept for site in plan.sites]
     shrinking = dict(clock.node_ms)
     for node, space in plan.spaces.items():
@@ -48,22 +46,22 @@ def calibrated(clock: Clock, plan: Plan, module: fx.GraphModule, captured: Captu
             if share < 1:
                 full = clock.node_ms[node.name]
                 shrinking[node.name] = min(full, max(0.0, full - reduced[node.name]) / (1 - share))
-    return replace(clock, shrinking_ms=shrinking, inserted_ms=_inserted_ms(clock, module, inputs, captured))
+    return replace(clock, shrinking_ms=shrinking, inserted_ms=_inserted_ms(clock, module, inputs))
 
 
-def _inserted_ms(clock: Clock, module: fx.GraphModule, inputs: list[Any], captured: Capture) -> float:
+def _inserted_ms(clock: Clock, module: fx.GraphModule, inputs: list[Any]) -> float:
     """The inserted ops as one compiled graph, as they will run; one by one where Inductor finds no compiler."""
     part, outside = _inserted_part(module, set(clock.node_ms))
     tap = Tap(module, {node.name for node in outside})
     with torch.no_grad():
         tap.run(*inputs, enable_io_processing=False)
         values = [tap.seen[node.name] for node in outside]
-        compiled, wait = torch.compile(part, fullgraph=True), _waiting(captured)
+        compiled, devices = torch.compile(part, fullgraph=True), accelerators(values)
         try:
             compiled(*values)
         except TorchDynamoException:
-            return sum(_timed(part, values, captured).values())
-        return min(_stopped(lambda: compiled(*values), wait) for _ in range(_REPEATS))
+            return sum(_timed(part, values).values())
+        return min(stopped_ms(compiled, *values, devices=devices) for _ in range(_REPEATS))
 
 
 def _inserted_part(module: fx.GraphModule, old: set[str]) -> tuple[fx.GraphModule, list[fx.Node]]:
@@ -110,14 +108,9 @@ def refuse_slower(plan: Plan, clock: Clock) -> None:
     )
 
 
-def _flat(module: fx.GraphModule, captured: Capture) -> list[Any]:
-    """The example inputs as the module's placeholders take them."""
-    return flat_inputs(module, captured.args, captured.kwargs)
-
-
-def _timed(module: fx.GraphModule, inputs: list[Any], captured: Capture) -> dict[str, float]:
+def _timed(module: fx.GraphModule, inputs: list[Any]) -> dict[str, float]:
     """Milliseconds of each op, by the name of its node."""
-    watch = _Stopwatch(module, _waiting(captured))
+    watch = _Stopwatch(module, accelerators(inputs))
     with torch.no_grad():
         for turn in range(_REPEATS + 1):
             watch.run(*inputs, enable_io_processing=False)
@@ -126,32 +119,12 @@ def _timed(module: fx.GraphModule, inputs: list[Any], captured: Capture) -> dict
     return watch.found
 
 
-def _stopped(run: Callable[[], Any], wait: Callable[[], None]) -> float:
-    """Milliseconds of one run."""
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _waiting(captured: Capture) -> Callable[[], None]:
-    """What waits until the device of the inputs has done its work."""
-    devices = {t.device.type for t in pytree.tree_leaves((captured.args, captured.kwargs))
-               if isinstance(t, torch.Tensor)}
-    return torch.accelerator.synchronize if devices - {"cpu"} else _nothing
-
-
-def _nothing() -> None:
-    pass
-
-
 class _Stopwatch(fx.Interpreter):
     """Runs a graph and keeps the shortest time of each call."""
 
-    def __init__(self, module: fx.GraphModule, wait: Callable[[], None]) -> None:
+    def __init__(self, module: fx.GraphModule, devices: set[torch.device]) -> None:
         super().__init__(module)
-        self.wait, self.found, self._now = wait, dict[str, float](), ""
+        self.devices, self.found, self._now = devices, dict[str, float](), ""
 
     def run_node(self, n: fx.Node) -> Any:
         self._now = n.name
@@ -159,6 +132,6 @@ class _Stopwatch(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         out = []
-        took_ms = _stopped(lambda: out.append(super(_Stopwatch, self).call_function(target, args, kwargs)), self.wait)
+        took_ms = stopped_ms(lambda: out.append(target(*args, **kwargs)), devices=self.devices)
         self.found[self._now] = min(self.found.get(self._now, inf), took_ms)
         return out[0]

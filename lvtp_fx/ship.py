@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.export import Dim, ExportedProgram, default_decompositions, export
+from torch.export import ExportedProgram, default_decompositions
 
-from lvtp_fx.capture import batch_size, fixed_size, is_batched
+from lvtp_fx.capture import at_least_two, exported, fixed_size
 from lvtp_fx.capture_refusals import first_line
 from lvtp_fx.errors import Code, LvtpError
 
@@ -83,9 +83,8 @@ def save_onnx(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
 
 def _program(fast: fx.GraphModule, inputs: Inputs) -> ExportedProgram:
     wide = _wide(fast, inputs)
-    shapes = tuple({0: Dim.AUTO} if is_batched(x, batch_size(wide, {})) else None for x in wide)
     try:
-        return export(fast, wide, strict=False, dynamic_shapes=shapes)
+        return exported(fast, wide, {}, dynamic=True)
     except LvtpError:
         raise  # an input that does not fit, by the graph's own check
     except Exception as error:
@@ -95,12 +94,9 @@ def _program(fast: fx.GraphModule, inputs: Inputs) -> ExportedProgram:
 
 def _wide(fast: fx.GraphModule, inputs: Inputs) -> Inputs:
     """The inputs with two images where there is one and the graph takes more: export makes a size of 1 a constant."""
-    batch = batch_size(inputs, {})
     known = [n.meta["val"] for n in fast.graph.find_nodes(op="placeholder") if "val" in n.meta]
     free = not known or any(fixed_size(v.shape[0]) is None for v in known if isinstance(v, torch.Tensor) and v.ndim)
-    if batch > 1 or not free:
-        return inputs
-    return tuple(torch.cat([x, x]) if is_batched(x, batch) else x for x in inputs)
+    return at_least_two(inputs, {})[0] if free else inputs
 
 
 def _stable_sort(ops: Any) -> Any:

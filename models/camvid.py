@@ -55,18 +55,22 @@ class CamVid(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        name = self.ids[index]
-        with self._open(f"images/{self.split}/{name}.jpg") as file:
+        image_path, label_path = self.files(index)
+        with self._open(image_path) as file:
             image = self._array(file.convert("RGB"), Image.Resampling.BILINEAR)
-        with self._open(f"labels/{self.split}/{name}.png") as file:
+        with self._open(label_path) as file:
             label = self._array(file, Image.Resampling.NEAREST)
         return image.permute(2, 0, 1).float() / 255, label.long()
 
-    def _open(self, name: str) -> Image.Image:
+    def files(self, index: int) -> tuple[Path, Path]:
+        """Where an image and its label lie."""
+        name = self.ids[index]
+        return (self.folder / f"images/{self.split}/{name}.jpg", self.folder / f"labels/{self.split}/{name}.png")
+
+    def _open(self, path: Path) -> Image.Image:
         try:
-            return Image.open(self.folder / name)
+            return Image.open(path)
         except FileNotFoundError as error:
-            path = self.folder / name
             raise DatasetMissingError(f"{path} is missing, though {self.split}.txt names it") from error
 
     def _array(self, picture: Image.Image, filter_: Image.Resampling) -> torch.Tensor:

@@ -51,7 +51,11 @@ class Spec:
                              f"got {list(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(f"images must be floats in [0, 1], got {images.dtype}")
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return self.normalised(images)
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Images, float [..., 3, H, W] in [0, 1] of any size, scaled and normalised."""
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (images * self.scale - mean) / std
 
 

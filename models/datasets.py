@@ -87,8 +87,8 @@ def _camvid(name: str, folder: str, split: str) -> Labelled:
     listed = CamVid(folder, split, (1, 1))  # checks the folder, knows the classes; images are read at their own size
 
     def item(i: int) -> Item:
-        path = f"{split}/{listed.ids[i]}"
-        return read_image(Path(folder, f"images/{path}.jpg")), _label(Path(folder, f"labels/{path}.png"))
+        image, label = listed.files(i)
+        return read_image(image), _label(label)
 
     return Labelled(name, tuple(listed.ids), item, listed.classes, listed.ignore_index, tuple(listed.class_names))
 

@@ -50,13 +50,10 @@ class SpecPreprocess:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.img_size = spec, spec.img_size
-        mean, std = ([value / spec.scale for value in values] for values in (spec.mean, spec.std))
-        v2 = transforms()
-        self.normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
     def __call__(self, image: torch.Tensor, size: Size | None) -> torch.Tensor:
-        out: torch.Tensor = self.normalise(image if size is None else resized(image, size))
-        return out
+        fitting = image if size is None else resized(image, size)
+        return self.spec.normalised(transforms().functional.to_dtype(fitting, torch.float32, scale=True))
 
 
 class ProcessorPreprocess:

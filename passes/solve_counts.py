@@ -18,6 +18,18 @@ _SMALLEST = 1e-3  # keep ratios below this leave one token anyway
 
 
 @dataclass(frozen=True)
+class _Goal:
+    """The wanted `share` of what the dense graph costs in `total`; `saved`, in K1, K2, ..., and `code` where it is out
+    of reach. `name`: of the option."""
+
+    name: str
+    share: float
+    total: float
+    saved: sympy.Expr
+    code: Code
+
+
+@dataclass(frozen=True)
 class SolveCounts:
     """Finds the keep ratio that meets `Config.flops_cut` (or `latency_cut`) on the symbolic cost (or time), or takes
     `Config.keep_ratio`.
@@ -77,44 +89,42 @@ class SolveCounts:
         weights = self.weights or (1.0,) * len(plan.sites)
         least = _least(plan)
         symbols = cost.counts(plan)
-        total, expression, share = self._objective(plan)
-        saved = sympy.lambdify(symbols, expression, modules="math")
-        wanted = share * total
+        goal = self._goal(plan)
+        saved = sympy.lambdify(symbols, goal.saved, modules="math")
+        wanted = goal.share * goal.total
 
         def counts_at(ratio: float) -> tuple[int, ...]:
             return _counts(plan, tuple(max(least, ratio**weight) for weight in weights))
 
         low, high = _SMALLEST, 1.0
         if saved(*counts_at(low)) < wanted:
-            raise self._unreachable(plan, saved, counts_at, total)
+            raise self._unreachable(plan, goal, saved, counts_at)
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if saved(*counts_at(middle)) >= wanted else (low, middle)
         return counts_at(low)
 
-    def _objective(self, plan: Plan) -> tuple[float, sympy.Expr, float]:
-        """What the dense graph costs, what is saved of it, and the wanted share: of time or of FLOPs."""
-        if plan.config.latency_cut is not None:
-            assert plan.clock is not None
-            return plan.clock.dense_ms, latency.saved_ms(plan, plan.clock), plan.config.latency_cut
-        return self.dense_flops, cost.saved_flops(plan), plan.config.flops_cut
+    def _goal(self, plan: Plan) -> _Goal:
+        if plan.config.latency_cut is None:
+            return _Goal("flops_cut", plan.config.flops_cut, self.dense_flops, cost.saved_flops(plan),
+                         Code.CUT_UNREACHABLE)
+        assert plan.clock is not None
+        return _Goal("latency_cut", plan.config.latency_cut, plan.clock.dense_ms, latency.saved_ms(plan, plan.clock),
+                     Code.TOO_LITTLE_TIME_SAVED)
 
     def _unreachable(
-        self, plan: Plan, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]], total: float
+        self, plan: Plan, goal: _Goal, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]]
     ) -> LvtpError:
-        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / total
-        name, code = "flops_cut", Code.CUT_UNREACHABLE
-        if plan.config.latency_cut is not None:
-            name, code = "latency_cut", Code.TOO_LITTLE_TIME_SAVED
+        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / goal.total
         first = plan.sites[0].block
         why = f"all before block {first} and after the encoder runs on the full grid"
         if least := _least(plan):
             why += f", and strategy={plan.config.strategy!r} keeps at least {least} of the tokens of a site"
         return LvtpError(
-            code, where=f"Config.{name}",
+            goal.code, where=f"Config.{goal.name}",
             expected=f"at most {max(best, 0):.3f} for this model and these sites",
-            got=f"{getattr(plan.config, name)}", why=why,
-            hint=f"a smaller {name}, or earlier sites, e.g. sites=(0, 1, 2)",
+            got=f"{goal.share}", why=why,
+            hint=f"a smaller {goal.name}, or earlier sites, e.g. sites=(0, 1, 2)",
         )
 
 

@@ -134,10 +134,10 @@ def _print(
     agreement = meters[1].agreement()
     notes = [*named.notes, *report.notes]
     if as_json:
-        names = dict(zip(("dense", "pruned"), range(2), strict=True))
-        scores: dict[str, Any] = {name: {key: pair[i] for key, pair in found.items()} for name, i in names.items()}
-        if data is not None:
-            for name, i in names.items():
+        scores: dict[str, dict[str, Any]] = {}
+        for i, name in enumerate(("dense", "pruned")):
+            scores[name] = {key: pair[i] for key, pair in found.items()}
+            if data is not None:
                 scores[name]["iou_per_class"] = meters[i].iou_per_class()
         print_json({"model": named.name, "data": data, "images": count, "flops_cut": report.flops_cut, **scores,
                     "agreement": agreement, "class_names": named.class_names, "notes": notes})

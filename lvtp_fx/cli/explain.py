@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
+from torch import fx
 
 import lvtp_fx
 from lvtp_fx.cli.command import REFUSED, command
@@ -37,9 +39,9 @@ def explain(
         named = model.load()
     inputs = named.inputs(1)
     with step("explain"):
-        report = lvtp_fx.explain(named.model, inputs, config=config)
+        report, fast = _explained(named, inputs, config, with_graph=html is not None)
     if html is not None:
-        _page(html, named, report, inputs, config, find_images(images, limit) if images else [])
+        _page(html, named, report, fast, find_images(images, limit) if images else [])
     if as_json:
         print_json({"model": named.name, **report.to_dict(), "notes": [*named.notes, *report.notes]})
     else:
@@ -50,14 +52,23 @@ def explain(
         raise typer.Exit(REFUSED)
 
 
+def _explained(
+    named: Named, inputs: tuple[torch.Tensor, ...], config: Config, with_graph: bool
+) -> tuple[lvtp_fx.Report, fx.GraphModule | None]:
+    """The report, and the graph that it is of where that is asked for and not refused."""
+    if with_graph:
+        with suppress(lvtp_fx.LvtpError):  # explain puts it into the report, or raises it
+            fast = lvtp_fx.transform(named.model, inputs, config=config)
+            return cast(lvtp_fx.Report, fast.report), fast
+    return lvtp_fx.explain(named.model, inputs, config=config), None
+
+
 def _page(
-    path: Path, named: Named, report: lvtp_fx.Report, inputs: tuple[torch.Tensor, ...], config: Config,
-    files: list[Path],
+    path: Path, named: Named, report: lvtp_fx.Report, fast: fx.GraphModule | None, files: list[Path]
 ) -> None:
     from lvtp_fx.pictures.page import write
 
     with step(f"write {path}"):
-        fast = None if report.refused else lvtp_fx.transform(named.model, inputs, config=config)
         read = [read_image(file) for file in files]
         x = named.prepared(read) if read else None
         shown = torch.stack([resized(image, named.img_size) for image in read]) / 255 if read else None

@@ -7,30 +7,25 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 
 from lvtp_fx.config import STRATEGIES, Config, resolve
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.models.adapters import Head
+from lvtp_fx.models.decoders import HEADS
 from lvtp_fx.models.named import Named, load_named
 from lvtp_fx.models.preprocess import Size
 from lvtp_fx.models.request import FORMS, Request
 
 Strategy = StrEnum("Strategy", {name: name for name in STRATEGIES})  # type: ignore[misc]
+HeadName = StrEnum("HeadName", {name: name for name in HEADS})  # type: ignore[misc]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
 Images = Annotated[list[Path] | None, typer.Option(
     metavar="PATH", help="An image, or a folder of images; may be repeated.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first images.")]
-
-
-class HeadName(StrEnum):
-    """Decoders that a backbone can get."""
-
-    linear = "linear"
-    mask = "mask"
-    dpt = "dpt"
 
 
 class Dtype(StrEnum):
@@ -81,8 +76,8 @@ class ModelOptions:
             LvtpError, ImportError: as `load_named`.
         """
         return load_named(Request(
-            self.model, size_of(self.size) if self.size else None, self.head.value if self.head else None, self.classes,
-            self.weights, self.device, getattr(torch, self.dtype.value) if self.dtype else None))
+            self.model, size_of(self.size) if self.size else None, cast(Head | None, self.head and self.head.value),
+            self.classes, self.weights, self.device, getattr(torch, self.dtype.value) if self.dtype else None))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from lvtp_fx.stopwatch import accelerators, stopped_ms
 
 Run = Callable[..., Any]
 
@@ -50,24 +51,24 @@ def latencies(
     runs: Sequence[Run], *inputs: torch.Tensor, rounds: int, warm_up: int = 3,
     turns: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Latency]:
-    """Time the runs in turn, A B A B, so that a machine that slows down slows all of them down.
+    """`in_turn`, summed up."""
+    return [Latency.of(found) for found in in_turn(runs, *inputs, rounds=rounds, warm_up=warm_up, turns=turns)]
+
+
+def in_turn(
+    runs: Sequence[Run], *inputs: torch.Tensor, rounds: int, warm_up: int = 3,
+    turns: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> list[list[float]]:
+    """Milliseconds of each run in each round: A B A B, so that a machine that slows down slows all of them down.
 
     Args:
         turns: is handed the numbers of the turns and gives them back: a place for a progress bar.
     """
     times_ms: list[list[float]] = [[] for _ in runs]
+    devices = accelerators(inputs)
     for turn in turns(range(warm_up + rounds)):
         for run, found in zip(runs, times_ms, strict=True):
-            _finish(inputs)
-            start = time.perf_counter()
-            run(*inputs)
-            _finish(inputs)
+            took_ms = stopped_ms(run, *inputs, devices=devices)
             if turn >= warm_up:
-                found.append(1e3 * (time.perf_counter() - start))
-    return [Latency.of(found) for found in times_ms]
-
-
-def _finish(inputs: Sequence[torch.Tensor]) -> None:
-    """Wait until the device has done what it was given: a GPU's calls return before."""
-    for device in {x.device for x in inputs if x.device.type != "cpu"}:
-        torch.accelerator.synchronize(device)
+                found.append(took_ms)
+    return times_ms

@@ -15,12 +15,11 @@ from matplotlib.patches import Patch
 from torch import nn
 
 from lvtp_fx.pictures.colours import LIMIT, Colour, Pixels, heat
-from lvtp_fx.pictures.views import OVERLAYS, TITLES, Views, make_views
+from lvtp_fx.pictures.views import OF_SITE, OVERLAYS, TITLES, Views, make_views
 from lvtp_fx.report import Report
 
 INK, SOFT, PAPER, DENSE, PRUNED = "#1b2030", "#4a5268", "#ffffff", "#8a93a8", "#0b62c4"
 SIDE = 2.1  # inches of a picture
-OF_SITE = ("living", "owners", "entropy", "edges", "received")
 
 
 def plot(

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from lvtp_fx.decisions import Decision, observe, original
+from lvtp_fx.ops.score import standardise
 from lvtp_fx.record import Record
 
 SCORES = ("entropy", "edges", "received")  # ops of `lvtp_fx.ops.score` that give a token a score
@@ -72,9 +73,7 @@ def _site(
 
 def _spread(value: torch.Tensor, position: torch.Tensor | None, tokens: int) -> torch.Tensor:
     """Scores [B, N] of living tokens (or of all) on the full grid: [B, tokens], standardised, NaN elsewhere."""
-    value = value.float()
-    deviation = value.std(1, correction=0, keepdim=True).clamp(min=1e-6)
-    value = (value - value.mean(1, keepdim=True)) / deviation
+    value = standardise(value.float())
     if position is None or value.shape[1] == tokens:
         return value
     return value.new_full((len(value), tokens), float("nan")).scatter_(1, position, value)

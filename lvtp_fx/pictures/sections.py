@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from lvtp_fx.pictures.colours import LIMIT, SCALE, Colour
-from lvtp_fx.pictures.views import OVERLAYS, TITLES, Views
+from lvtp_fx.pictures.views import OF_SITE, OVERLAYS, TITLES, Views
 from lvtp_fx.report import Report
 
 CAPTIONS = {
@@ -16,7 +16,6 @@ CAPTIONS = {
     "received": "Attention that a token receives. Grey: dropped earlier.",
     "difference": "Pink: another class than in the dense segmentation.",
 }
-OF_SITE = ("living", "owners", "entropy", "edges", "received")
 FIXED = ("dense", "pruned", "difference")
 
 

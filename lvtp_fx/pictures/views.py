@@ -21,6 +21,7 @@ TITLES = {
     "received": "Attention received", "dense": "Dense segmentation", "pruned": "Pruned segmentation",
     "difference": "Difference",
 }
+OF_SITE = ("living", "owners", "entropy", "edges", "received")  # in the order they are shown
 OF_PRUNED = ("living", "owners", "entropy", "edges", "pruned", "difference")  # what no dense model has
 OVERLAYS = ("living", "owners", "difference")  # transparent in part, to be laid over the image
 
