@@ -5,15 +5,36 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LINKS := build/mypy
+TORCH := 2.11 2.13 2.15
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test test-matrix lint wheel bench-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m lvtp_fx.demo --out out/demo.png
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python $(PYTEST)
+
+# The suite on each of the torch releases of TORCH, each in an environment of its own. -k: a release that fails does not
+# keep the others from running.
+test-matrix:
+	$(MAKE) --keep-going $(TORCH:%=test-torch-%)
+
+test-torch-%: $(VENV)-torch-%/bin/pip
+	$</../python -m pip install 'torch==$*.*' -e '.[test]'
+	$</../python $(PYTEST)
+
+# What only a GPU can show, in one command: its tests, latency of the graphs as they are deployed, then with CUDA graphs.
+GPU_MODELS := --model vit_base_patch16_224 --model vit_large_patch16_224 --model vit_base_patch16_dinov3
+GPU := --device cuda --dtype bfloat16 --size 512 --size 1024 --flops-cut 0.35 --flops-cut 0.5
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -k "cuda or gpu" -rs
+	$(BIN)/python bench/latency.py $(GPU_MODELS) $(GPU) --batch 1 --batch 8 --batch 32 --parts --out out/latency_gpu.md
+	$(BIN)/python bench/latency.py $(GPU_MODELS) $(GPU) --batch 1 --mode reduce-overhead --out out/latency_gpu_graphs.md
+	$(BIN)/python bench/latency.py --device cuda --dtype bfloat16 --strategy all --batch 8 --out out/latency_gpu_rivals.md
+	$(BIN)/python bench/scaling.py --device cuda --out out/scaling_gpu.md
 
 # mypy knows nothing of setuptools' package-dir: it gets the package as it is installed, out of links.
 lint: $(VENV)/dev.stamp
@@ -27,7 +48,7 @@ wheel: $(VENV)/dev.stamp
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-torch-* build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(VENV)/demo.stamp: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install -e '.[demo]'
@@ -37,9 +58,11 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install -e '.[dev]'
 	touch $@ $(VENV)/demo.stamp
 
-$(BIN)/pip:
+# .venv, and .venv-torch-RELEASE
+.PRECIOUS: %/bin/pip
+%/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lvtp_fx needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*

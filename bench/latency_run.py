@@ -25,18 +25,24 @@ CLASSES = 19
 
 @dataclass(frozen=True)
 class Case:
-    """One model on one input."""
+    """One model on one input.
+
+    Attributes:
+        size: pixels of a side. depth: blocks, or None for as many as the model has.
+    """
 
     model: str
     size: int
     batch: int
     dtype: str
+    depth: int | None = None
 
     def build(self, device: str) -> tuple[nn.Module, torch.Tensor]:
         """A segmenter with random weights and a linear head, and a batch of images."""
         torch.manual_seed(0)
         dtype = getattr(torch, self.dtype)
-        model = timm_segmenter(self.model, "linear", classes=CLASSES, img_size=self.size).to(device, dtype)
+        blocks = {} if self.depth is None else {"depth": self.depth}
+        model = timm_segmenter(self.model, "linear", CLASSES, img_size=self.size, **blocks).to(device, dtype)
         return model, torch.rand(self.batch, 3, self.size, self.size).to(device, dtype)
 
 

@@ -29,8 +29,13 @@ _CERTAIN = 0.95  # of the dense time: what is less faster than that, the probe c
 
 def probe(graph: fx.GraphModule, captured: Capture) -> Clock:
     """Time each op of the analysed graph; takes four forward passes."""
-    times = _timed(graph, flat_inputs(graph, captured.args, captured.kwargs))
+    times = op_times(graph, captured)
     return Clock(times, times)
+
+
+def op_times(module: fx.GraphModule, captured: Capture) -> dict[str, float]:
+    """Milliseconds of each op on the example inputs, alone and not compiled, by the name of its node."""
+    return _timed(module, flat_inputs(module, captured.args, captured.kwargs))
 
 
 def calibrated(clock: Clock, plan: Plan, module: fx.GraphModule, captured: Capture) -> Clock:
