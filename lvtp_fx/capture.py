@@ -35,7 +35,8 @@ class Capture:
         module: parameters are those of the user's model, shared.
         batch: what stands for the batch size in sizes (`BATCH_STAND_IN`, or the batch where it had to stay fixed).
         args, kwargs: the example inputs, at the batch size that was captured.
-        note: what had to be given up, or "".
+        note: why the batch size is fixed, or "".
+        thawed: parameters that `torch.no_grad()` keeps from training in the model, and nothing does in the graph.
     """
 
     module: fx.GraphModule
@@ -43,6 +44,7 @@ class Capture:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     note: str = ""
+    thawed: tuple[str, ...] = ()
 
 
 def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -98,7 +100,18 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
-    return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note)
+    return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program))
+
+
+def _thawed(program: ExportedProgram) -> tuple[str, ...]:
+    """Names of the parameters that are read under `torch.no_grad()` alone, and are to be trained for all else."""
+    names = {n: program.graph_signature.inputs_to_parameters.get(n.name) for n in program.graph.nodes}
+    return tuple(
+        name for node, name in names.items()
+        if name is not None and program.state_dict[name].requires_grad and node.users
+        and all(user.target is torch.ops.higher_order.wrap_with_set_grad_enabled and user.args[0] is False
+                for user in node.users)
+    )
 
 
 def _clean(module: fx.GraphModule) -> fx.GraphModule:

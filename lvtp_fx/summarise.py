@@ -23,7 +23,7 @@ def summarise(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: f
     report = Report(
         gflops_dense=dense_flops / 1e9, gflops_pruned=pruned_flops / 1e9,
         unmatched=tuple(Unmatched(m.where, m.reason) for m in plan.misses),
-        notes=(captured.note,) if captured.note else (), refused=refused,
+        notes=tuple(_notes(captured)), refused=refused,
     )
     trunk = plan.trunk
     if trunk is None:
@@ -40,6 +40,15 @@ def summarise(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: f
         gflops_encoder_dense=float(cost.encoder_flops(replace(plan, sites=(), spaces={}))) / 1e9,
         gflops_encoder_pruned=float(cost.encoder_flops(plan).subs(values)) / 1e9,
     )
+
+
+def _notes(captured: Capture) -> Iterator[str]:
+    if captured.note:
+        yield captured.note
+    if names := captured.thawed:
+        several = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (f"torch.no_grad() in the model is not in the graph: in training, gradients reach {names[0]}{several}; "
+               "requires_grad_(False) freezes them")
 
 
 def _blocks(plan: Plan) -> Iterator[BlockReport]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ import lvtp_fx
 from lvtp_fx.capture import BATCH_STAND_IN, capture
 from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.random_weights import randomise
-from tests.tiny import Attention, PreNorm, TinyViT, fused, picture, vit
+from tests.tiny import Attention, Embed, PreNorm, TinyViT, fused, picture, vit
 
 
 class Counts(nn.Module):
@@ -43,6 +45,32 @@ def test_a_fixed_batch_is_the_examples(batch: int) -> None:
 def test_a_free_batch_has_a_stand_in() -> None:
     captured = capture(vit(fused), (picture(1),), {})
     assert (captured.batch, captured.note) == (BATCH_STAND_IN, "")
+
+
+class Unrecorded(nn.Module):
+    """An embedding that its forward keeps from training, not its parameters."""
+
+    def __init__(self, embed: nn.Module, recorded: bool) -> None:
+        super().__init__()
+        self.embed, self.recorded = embed, recorded
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(self.recorded):
+            out: torch.Tensor = self.embed(image)
+        return out
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_parts_without_gradients_are_noted(recorded: bool) -> None:
+    """The graph holds no `torch.no_grad()`: what it froze is trained, unless its parameters say otherwise."""
+    model = cast(TinyViT, vit(fused))
+    model.embed = cast(Embed, Unrecorded(model.embed, recorded))
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
+    expected = (("torch.no_grad() in the model is not in the graph: in training, gradients reach "
+                 "embed.embed.pos_embed and 2 more; requires_grad_(False) freezes them"),)
+    assert fast.report.notes == (() if recorded else expected)
+    model.embed.requires_grad_(False)
+    assert lvtp_fx.transform(model, (picture(),), keep_ratio=0.5).report.notes == ()
 
 
 def test_one_capture_for_several_transforms() -> None:
