@@ -41,6 +41,7 @@ def _processor() -> str:
 def main(
     model: Annotated[list[str] | None, typer.Option(help="of timm, with a linear head")] = None,
     size: Annotated[list[int] | None, typer.Option(help="pixels of a square image")] = None,
+    depth: Annotated[int | None, typer.Option(help="blocks; without it as many as the model has")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="images a batch")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     flops_cut: Annotated[list[float] | None, typer.Option(help="shares of the FLOPs to save")] = None,
@@ -55,8 +56,8 @@ def main(
     names = [name for given in strategy or ["lvtp"] for name in (ALL if given == "all" else [given])]
     if unknown := set(names) - set(rivals()):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(rivals())}")
-    cases = [Case(*each) for each in product(model or ["vit_small_patch16_224"], size or [512], batch or [1],
-                                             dtype or ["float32"])]
+    cases = [Case(*each, depth) for each in product(model or ["vit_small_patch16_224"], size or [512], batch or [1],
+                                                    dtype or ["float32"])]
     if device != "cpu" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device {device}: torch finds no such device here")
     rows: list[Measured] = []

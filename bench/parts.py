@@ -81,6 +81,7 @@ def markdown(title: str, dense: Mapping[str, float], pruned: Mapping[str, float]
 def main(
     model: Annotated[str, typer.Option(help="of timm, with a linear head")] = "vit_small_patch16_224",
     size: Annotated[int, typer.Option(help="pixels of a square image")] = 512,
+    depth: Annotated[int | None, typer.Option(help="blocks; without it as many as the model has")] = None,
     batch: Annotated[int, typer.Option(help="images a batch")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     flops_cut: Annotated[float, typer.Option(help="share of the FLOPs to save")] = 0.35,
@@ -88,7 +89,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Markdown to write")] = Path("out/parts.md"),
 ) -> None:
     """Profile the dense and the pruned graph and write a table."""
-    segmenter, x = Case(model, size, batch, dtype).build("cpu")
+    segmenter, x = Case(model, size, batch, dtype, depth).build("cpu")
     config = lvtp_fx.Config(flops_cut=flops_cut)
     captured = capture(segmenter, (x,), {})
     taken = []
