@@ -5,21 +5,17 @@ Letters: B batch, H heads, L tokens with prefix and suffix, N grid tokens, D hea
 
 from __future__ import annotations
 
-from math import log
-
 import torch
 import torch.nn.functional as F
 
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.space import additive
-
-_TINY = 1e-6
+from lvtp_fx.ops.row_entropy import TINY, row_entropies, scores
 
 
 def standardise(x: torch.Tensor) -> torch.Tensor:
     """(x - mean) / std over the last axis; zeros where all entries are equal."""
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + _TINY)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + TINY)
 
 
 @op("entropy(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, float[] orders, int every)"
@@ -30,10 +26,9 @@ def entropy(
 ) -> torch.Tensor:
     """Entropy of each grid token's attention row, standardised per image: [B, N] float32.
 
-    S_q(p) = (1 - sum_j p_j^q) / (q - 1) (Tsallis 1988; q = 1: Shannon), divided by its value on the uniform row.
-    Only row sums of the scores are needed; they are taken over every `every`-th key, which samples the row. The
-    scales (orders x heads) are averaged with dynamic weights: the standard deviation of a scale over the tokens of
-    this image, its share in the sum over all scales (how well it separates the tokens; nothing is learned).
+    The Tsallis entropies of `row_entropies`, over every `every`-th key, which samples the row. The scales (orders x
+    heads) are averaged with dynamic weights: the standard deviation of a scale over the tokens of this image, its share
+    in the sum over all scales (how well it separates the tokens; nothing is learned).
 
     Args:
         q, k: [B, H, L, D].
@@ -43,24 +38,9 @@ def entropy(
         orders: the q's, > 0.
         every: >= 1.
     """
-    scores = _scores(q, k, mask, scale, slice(before, q.shape[2] - after), slice(None, None, every))
-    scores = scores - scores.amax(-1, keepdim=True)
-    weight = scores.exp()  # unnormalised attention
-    total = weight.sum(-1)
-    m = float(k[:, :, ::every].shape[2])
-    scales = []
-    for order in orders:
-        if order == 1:
-            # -sum p log p = log Z - sum w s / Z; a score of -inf has weight 0 and adds nothing.
-            inner = (weight * scores.clamp(min=-1e4)).sum(-1)
-            scales.append((total.log() - inner / total) / max(log(m), _TINY))
-        else:
-            power = weight.sqrt() if order == 0.5 else weight * weight if order == 2 else weight**order
-            uniform = (1 - m ** (1 - order)) / (order - 1)
-            scales.append((1 - power.sum(-1) / total**order) / (order - 1) / max(uniform, _TINY))
-    stacked = torch.cat(scales, dim=1).nan_to_num(nan=0.0)  # [B, Q * H, N]; nan: a row whose scores are all -inf
+    stacked = row_entropies(q, k, mask, scale, before, after, orders, every)
     spread = (stacked - stacked.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
-    dynamic = spread / (spread.sum(1, keepdim=True) + _TINY)
+    dynamic = spread / (spread.sum(1, keepdim=True) + TINY)
     return standardise((stacked * dynamic).sum(1))
 
 
@@ -76,20 +56,8 @@ def received(
         Others as of `entropy`.
     """
     queries = slice(0, 1) if every == 0 else slice(None, None, every)
-    attention = _scores(q, k, mask, scale, queries, slice(None)).softmax(-1).nan_to_num(nan=0.0)
+    attention = scores(q, k, mask, scale, queries, slice(None)).softmax(-1).nan_to_num(nan=0.0)
     return attention.mean((1, 2))[:, before : k.shape[2] - after]
-
-
-def _scores(
-    q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None, queries: slice, keys: slice
-) -> torch.Tensor:
-    """Attention scores of some queries with some keys: [B, H, rows, columns] float32."""
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.matmul(q[:, :, queries] * factor, k[:, :, keys].transpose(-2, -1)).float()
-    if mask is None:
-        return scores
-    mask = additive(mask, scores.dtype)
-    return scores + (mask[..., queries, keys] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., keys])
 
 
 @op("edges(Tensor image, int rows, int columns) -> Tensor")
@@ -105,7 +73,7 @@ def edges(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     down = grey[..., 2:, :] - grey[..., :-2, :]
     gx = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
     gy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
-    magnitude = (gx * gx + gy * gy + _TINY).sqrt()
+    magnitude = (gx * gx + gy * gy + TINY).sqrt()
     return standardise(F.adaptive_avg_pool2d(magnitude, (rows, columns)).flatten(1))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from lvtp_fx.ops.registry import op
+from lvtp_fx.ops.row_entropy import additive
 from lvtp_fx.ops.rows import dropped, rows
 
 
@@ -117,13 +118,6 @@ def key_bias(
     if mask is None:
         return bias
     return additive(mask, like.dtype) + bias
-
-
-def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask (true: attend) or an additive one as an additive one."""
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-    return mask.to(dtype)
 
 
 @op("restore(Tensor now, Tensor entered, Tensor left, Tensor owner, int before, int after) -> Tensor")
