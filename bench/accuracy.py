@@ -23,7 +23,6 @@ from accuracy_bootstrap import LEVEL, SEED, weights
 from accuracy_gallery import gallery, picks
 from accuracy_images import SCENES, Checkpoint, Images, find_images, load
 from accuracy_plot import plot
-from accuracy_ranks import Ranks, find_device, joined, reproducible
 from accuracy_rows import BASE, Row, evaluated, mean
 from accuracy_run import run
 from accuracy_store import Kept, Store, UnreadableError
@@ -34,6 +33,7 @@ from rich.console import Console
 import lvtp_fx
 from lvtp_fx.models.metrics import BOUNDARY_PX
 from lvtp_fx.models.training import progress_bar
+from lvtp_fx.ranks import Ranks, find_device, joined, reproducible
 
 WIDTH = 150  # columns of the tables where the output is no terminal
 
@@ -103,9 +103,9 @@ def main(
         checkpoints = named([load(folder) for folder in checkpoint or [None]])
         sources = [find_images(data, split, one.spec, limit) for one in checkpoints]
         shown, own_device = 1 + wanted.index(shown_in_gallery(wanted, gallery_cut)), find_device(device)
-    reproducible(threads, own_device)
+    reproducible(own_device, threads)
     with refusing(FileNotFoundError, UnreadableError, lvtp_fx.LvtpError), joined(own_device) as ranks:
-        kept = run_all(checkpoints, sources, wanted, split, Store(cache), ranks)
+        kept = run_all(checkpoints, sources, wanted, split, Store(cache), ranks, own_device)
     if not ranks.first:
         return
     images, drawn = sources[0], weights(len(sources[0]), resamples)
@@ -152,14 +152,14 @@ def named(checkpoints: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
 
 def run_all(
     checkpoints: Sequence[Checkpoint], sources: Sequence[Images], wanted: Sequence[Variant], split: str, store: Store,
-    ranks: Ranks,
+    ranks: Ranks, device: torch.device,
 ) -> list[list[Kept]]:
     """The figures of each checkpoint: of its dense model, then of each variant."""
     code = code_digest()
     with progress_bar(shown=ranks.first) as progress:
         return [run(one, images, wanted,
-                    [key(model, one.digest, images.digest, split, code, ranks.device) for model in (DENSE, *wanted)],
-                    store, ranks, progress)
+                    [key(model, one.digest, images.digest, split, code, device) for model in (DENSE, *wanted)],
+                    store, ranks, device, progress)
                 for one, images in zip(checkpoints, sources, strict=True)]
 
 

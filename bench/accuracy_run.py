@@ -13,7 +13,6 @@ import torch
 from accuracy_counts import pack
 from accuracy_density import density_counts, distance_bins
 from accuracy_images import Checkpoint, Images
-from accuracy_ranks import Ranks
 from accuracy_store import Kept, Store
 from accuracy_variants import DENSE, Variant
 from rich.progress import Progress
@@ -25,6 +24,7 @@ from lvtp_fx.capture import Capture, capture
 from lvtp_fx.decisions import observe
 from lvtp_fx.models.checkpoint import Spec
 from lvtp_fx.models.metrics import SegmentationMeter
+from lvtp_fx.ranks import Ranks
 
 EVERY = 4  # images a process evaluates before all is gathered and kept
 
@@ -33,7 +33,7 @@ Built = tuple[fx.GraphModule | None, dict[str, Any]]  # None for the dense model
 
 def run(
     checkpoint: Checkpoint, images: Images, variants: Sequence[Variant], keys: Sequence[str], store: Store,
-    ranks: Ranks, progress: Progress,
+    ranks: Ranks, device: torch.device, progress: Progress,
 ) -> list[Kept]:
     """The figures of the dense model, then of each variant, on all images.
 
@@ -51,7 +51,7 @@ def run(
     known = ranks.share([(entry.cost, sorted(entry.rows)) for entry in kept])
     missing = [set() if "refused" in cost else set(images.ids) - set(ids) for cost, ids in known]
     unmade = [i for i, (cost, _) in enumerate(known) if missing[i] or not cost]
-    built = _build(checkpoint, [models[i] for i in unmade], ranks.device, progress)
+    built = _build(checkpoint, [models[i] for i in unmade], device, progress)
     graphs = dict(zip(unmade, built, strict=True))
     for i, (_, cost) in graphs.items():
         kept[i].cost = cost
@@ -67,7 +67,7 @@ def run(
         for place in own:
             name = images.ids[place]
             wanted = {i: graphs[i] for i, names in enumerate(missing) if name in names}
-            rows = _evaluate(checkpoint, images, place, wanted, ranks.device)
+            rows = _evaluate(checkpoint, images, place, wanted, device)
             found.update({(i, name): row for i, row in rows.items()})
             progress.advance(task, ranks.world)
         for (i, name), row in (item for part in ranks.gather(found) for item in part.items()):

@@ -1,4 +1,4 @@
-"""Calibrated schedules against the default one, on images that the calibration did not see.
+"""Calibrated schedules against the default one, on images that the calibration did not see. Runs under torchrun, too.
 
     python bench/calibration.py                                        # bundled segmenter, procedural scenes
     python bench/calibration.py --data DIR --checkpoint DIR --flops-cut 0.45 --flops-cut 0.6 --images 32
@@ -18,13 +18,13 @@ import typer
 from accuracy import refusing, run_all, show
 from accuracy_bootstrap import weights
 from accuracy_images import SCENES, Checkpoint, find_images, load
-from accuracy_ranks import find_device, joined, reproducible
 from accuracy_rows import BASE, evaluated
 from accuracy_store import Store, UnreadableError
 from accuracy_table import write_text
 from accuracy_variants import Variant
 
 import lvtp_fx
+from lvtp_fx.ranks import joined, reproducible
 
 CALIBRATED = f"{BASE} calibrated"
 
@@ -45,8 +45,10 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="the last digits depend on it")] = 1,
 ) -> None:
     """Calibrate at each cut, then evaluate the default and the calibrated schedule on the same images."""
-    reproducible(threads, find_device("cpu"))
-    with refusing(FileNotFoundError, ImportError, ValueError, UnreadableError, lvtp_fx.LvtpError):
+    device = torch.device("cpu")
+    reproducible(device, threads)
+    with refusing(FileNotFoundError, ImportError, ValueError, UnreadableError, lvtp_fx.LvtpError), \
+            joined(device) as ranks:
         if data != SCENES and calibrate_on == split:
             raise ValueError(f"--calibrate-on {calibrate_on} is --split: the schedules would be judged on images that "
                              "they were chosen on")
@@ -56,10 +58,12 @@ def main(
         for cut in flops_cut or [0.45]:
             config = calibrated(one, data, calibrate_on, images, labels, passes, cut)
             wanted += [Variant(BASE, f"cut {cut:g}", {"flops_cut": cut}), Variant(CALIBRATED, f"cut {cut:g}", config)]
-            typer.echo(f"cut {cut:g}: sites={config['sites']}, "
-                       f"keep_ratio=({', '.join(f'{ratio:.3f}' for ratio in config['keep_ratio'])})")
-        with joined(find_device("cpu")) as ranks:
-            kept = run_all([one], [evaluation], wanted, split, Store(cache), ranks)[0]
+            if ranks.first:
+                typer.echo(f"cut {cut:g}: sites={config['sites']}, "
+                           f"keep_ratio=({', '.join(f'{ratio:.3f}' for ratio in config['keep_ratio'])})")
+        kept = run_all([one], [evaluation], wanted, split, Store(cache), ranks, device)[0]
+    if not ranks.first:
+        return
     drawn = weights(len(evaluation), resamples)
     rows = evaluated(wanted, kept, evaluation.ids, one.spec.classes, drawn).rows
     heading = f"{split if data != SCENES else data}, {len(evaluation)} images, calibrated on {images} others"

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from accuracy_ranks import find_device
 from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
@@ -33,6 +32,7 @@ from lvtp_fx.models.checkpoint import build, load_checkpoint
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.run_state import load_state, save_state
 from lvtp_fx.models.training import Optimised, progress_bar, warmup_cosine
+from lvtp_fx.ranks import find_device
 
 LICENCE = "trained on CamVid, CC BY-NC 4.0: research use"
 SAVE_EVERY = 40  # steps, and at the end of each epoch

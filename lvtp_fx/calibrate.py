@@ -18,6 +18,7 @@ from lvtp_fx.capture import Capture
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
+from lvtp_fx.ranks import current
 
 
 def calibrate(
@@ -32,6 +33,9 @@ def calibrate(
     best one is changed step by step (sites moved, added, left out; the cut shared out otherwise) while that helps. The
     default schedule is run on all images first, and only what is better there takes its place.
 
+    Where `torch.distributed` is initialised, all processes must call it, with the same arguments (the model on a device
+    of each one's own): they share the images out, and all return what one process would.
+
     Args:
         model: as of `transform`; it is not changed.
         images: of the kind that the model will meet: one tensor [M, ...] of images, or a sequence of example inputs as
@@ -44,7 +48,7 @@ def calibrate(
             relative error), with labels the difference of mean IoU (0.01: one point). The largest cut that keeps to it
             is looked for.
         config: other options, its sites and shares are not read; overrides: single fields.
-        passes: how many images are run through the model and its pruned forms, at most.
+        passes: how many images are run through the model and its pruned forms, at most, by all processes together.
         progress: called with (images done, `passes`); without it a bar is shown where rich is installed and stderr is
             a terminal.
 
@@ -62,7 +66,7 @@ def calibrate(
     prepared = prepare(model, batches[0], base)
     inputs = [example_inputs.resolve(prepared.captured.module, batch) for batch in batches]
     with progress_bar("calibrating", passes, progress) as show:
-        trial = Trial(prepared, base, inputs, _labels(labels, inputs), passes, show)
+        trial = Trial(prepared, base, inputs, _labels(labels, inputs), passes, show, current())
         if flops_cut is not None:
             return trial.config(search(trial, flops_cut))
         assert max_drop is not None

@@ -72,6 +72,14 @@ class SegmentationMeter:
         self.boundary_intersection += shared
         self.boundary_union += either
 
+    def add(self, other: SegmentationMeter) -> None:
+        """Count what another meter, of the same classes, has counted."""
+        self.confusion += other.confusion
+        self.boundary_confusion += other.boundary_confusion
+        self.boundary_intersection += other.boundary_intersection
+        self.boundary_union += other.boundary_union
+        self.agreeing, self.compared = self.agreeing + other.agreeing, self.compared + other.compared
+
     def miou(self) -> float:
         """Mean IoU over the classes seen, in [0, 1]; NaN before any pixel."""
         return float(mean_iou(self.confusion))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+ABOUT = "lvtp_fx"  # keyword of the text in a PNG
 Palette = Sequence[tuple[int, int, int]]  # red, green, blue in 0..255, one a class
 
 
@@ -34,11 +37,14 @@ def to_rgb(labels: torch.Tensor, palette: Palette) -> torch.Tensor:
     return torch.tensor(list(palette), dtype=torch.uint8)[labels].permute(2, 0, 1)
 
 
-def save_labels(path: str | Path, labels: torch.Tensor, palette: Palette) -> None:
+def save_labels(path: str | Path, labels: torch.Tensor, palette: Palette, about: str = "") -> None:
     """Write a PNG that shows colours; its pixels are the classes themselves, so that it can be read as labels again.
+
+    It is written whole, then moved in place: a run that is cut leaves no part of a file under its name.
 
     Args:
         labels: int64 [H, W].
+        about: a text that it carries, for `read_labels`.
 
     Raises:
         ValueError: a class has no colour, or is above 255, which a PNG with a palette cannot hold.
@@ -48,8 +54,22 @@ def save_labels(path: str | Path, labels: torch.Tensor, palette: Palette) -> Non
         raise ValueError(f"a PNG with a palette holds classes up to 255, got {int(labels.max())}; write to_rgb instead")
     picture = Image.fromarray(labels.cpu().numpy().astype(np.uint8))
     picture.putpalette([part for colour in palette[:256] for part in colour])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    text = PngInfo()
+    text.add_text(ABOUT, about)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    picture.save(draft, "PNG", pnginfo=text)
+    draft.replace(path)
+
+
+def read_labels(path: Path, about: str) -> torch.Tensor | None:
+    """The labels, int64 [H, W], of a file that `save_labels` wrote with this text in it; None where there is none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return torch.from_numpy(np.array(picture)).long() if picture.info.get(ABOUT) == about else None
+    except (OSError, SyntaxError):  # no such file, or no whole PNG
+        return None
 
 
 def _check(labels: torch.Tensor, palette: Palette) -> None:

@@ -14,11 +14,9 @@ from typing import Any
 
 import pytest
 import typer
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from lvtp_fx.models.random_weights import randomise
-from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
+from tests.tiny_checkpoint import write_tiny
 
 BENCH = Path(__file__).parents[1] / "bench" / "accuracy.py"
 SHARED = Path(os.environ.get("LVTP_FX_SHARED", Path(__file__).parents[2] / "shared"))
@@ -68,18 +66,9 @@ def figures(folder: Path, *arguments: object, launcher: tuple[str, ...] = ()) ->
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two checkpoints of a segmenter that runs in no time, with random weights: what it predicts does not matter."""
-    folders = []
-    for seed in (0, 1):
-        config = {"img_size": 64, "patch_size": 8, "classes": 7, "C": 32, "depth": 4, "heads": 2, "mlp_ratio": 2}
-        model = randomise(Segmenter(SegmenterConfig(**config)), seed)
-        folder = tmp_path_factory.mktemp(f"tiny{seed}")
-        save_file(model.state_dict(), folder / "model.safetensors")
-        (folder / "model.json").write_text(json.dumps({
-            "what": "random weights", "segmenter": config, "img_size": [64, 64], "classes": 7, "ignore_index": None,
-            "normalize": {"scale": "0-1", "mean": [0.5] * 3, "std": [0.25] * 3}}))
-        folders.append(folder)
-    return folders[0], folders[1]
+    """Two checkpoints."""
+    one, two = (write_tiny(tmp_path_factory.mktemp(f"tiny{seed}"), seed) for seed in (0, 1))
+    return one, two
 
 
 def test_scenes_need_no_arguments_but_may_have_them(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner, Result
 
 import lvtp_fx
@@ -240,6 +241,30 @@ def test_eval_of_unlabelled_images_gives_the_agreement_and_saves_maps(call: Call
     table = call("eval", MODEL, "--keep-ratio", "0.8", "--images", "photos/p0.png").stdout
     assert "on 1 images" in table
     assert "mIoU" not in table
+
+
+def test_eval_goes_on_with_the_maps_that_are_of_the_same_making(call: Call, folder: Path) -> None:
+    """A map that is there is scored as it stands, unless the options, the weights or the image are others now."""
+    text = ["eval", MODEL, "--images", "photos", "--save", "maps", "--json", "--keep-ratio"]
+    whole = call(*text, "0.8").stdout
+    kept = folder / "maps/pruned/p0.png"
+    with Image.open(kept) as picture:
+        changed = Image.fromarray(1 - np.minimum(np.array(picture), 1))
+        about = PngInfo()
+        about.add_text("lvtp_fx", picture.info["lvtp_fx"])
+    changed.save(kept, pnginfo=about)
+    assert found(call(*text, "0.8", "--resume"))["agreement"] < found(call(*text, "0.8"))["agreement"]
+    for other in (["0.7"], ["0.8", "--stride", "16"]):
+        call(*text, "0.8")
+        assert call(*text, *other, "--resume").stdout == call(*text, *other).stdout != whole
+    call(*text, "0.8")
+    (folder / "photos/p1.png").write_bytes((folder / "photos/p0.png").read_bytes())
+    kept.write_bytes(kept.read_bytes()[:90])
+    assert call(*text, "0.8", "--resume").stdout == call(*text, "0.8").stdout != whole
+    (folder / "users_own.py").write_text(MODULE.replace("seed=0", "seed=1"))
+    del sys.modules["users_own"]
+    assert call(*text, "0.8", "--resume").stdout == call(*text, "0.8").stdout
+    assert "only together with --save" in call("eval", MODEL, "--images", "photos", "--resume", code=2).stderr
 
 
 def test_eval_in_windows_scores_otherwise(call: Call) -> None:

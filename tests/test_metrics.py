@@ -155,6 +155,18 @@ def test_agreement_with_a_reference_adds_up_over_batches() -> None:
     assert meter.agreement() == pytest.approx(agreement(prediction, reference, label, IGNORE))
 
 
+def test_meters_add_up() -> None:
+    label = labels(0, B=4)
+    prediction, reference = guesses(0, label), guesses(7, label)
+    whole, first, second = (SegmentationMeter(CLASSES, IGNORE) for _ in range(3))
+    whole.update(prediction, label, reference)
+    first.update(prediction[:1], label[:1], reference[:1])
+    second.update(prediction[1:], label[1:], reference[1:])
+    first.add(second)
+    for name, value in vars(whole).items():
+        assert torch.equal(torch.as_tensor(getattr(first, name)), torch.as_tensor(value)), name
+
+
 def test_refusals_say_what_was_wrong() -> None:
     meter = SegmentationMeter(2)
     zeros, twos = torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 2)

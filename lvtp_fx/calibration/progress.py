@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lvtp_fx.ranks import current
+
 
 @contextmanager
 def progress_bar(description: str, total: int, report: Callable[[int, int], None] | None) -> Iterator[
@@ -15,7 +17,7 @@ def progress_bar(description: str, total: int, report: Callable[[int, int], None
     if report is not None:
         yield lambda done: report(done, total)
         return
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not current().first:
         yield lambda done: None
         return
     try:

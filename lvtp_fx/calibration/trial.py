@@ -1,4 +1,7 @@
-"""Schedules tried on images: each is run once on each image, and what came out is remembered."""
+"""Schedules tried on images: each is run once on each image, and what came out is remembered.
+
+Where there are several processes, each runs its share of the images, and all know all that came out, so that all of
+them decide alike."""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from lvtp_fx.example_inputs import Inputs
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Trunk
+from lvtp_fx.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Trial:
 
     Args:
         labels: none, or one for each of `inputs`.
-        passes: how many images may be run; show: told how many were.
+        passes: how many images may be run, by all processes; show: told how many were.
 
     Raises:
         LvtpError: LVTP102 without a trunk; LVTP105 for outputs or labels that cannot be compared; LVTP201 where
@@ -43,7 +47,7 @@ class Trial:
 
     def __init__(
         self, prepared: Prepared, base: Config, inputs: Sequence[Inputs], labels: Sequence[torch.Tensor],
-        passes: int, show: Callable[[int], None],
+        passes: int, show: Callable[[int], None], ranks: Ranks,
     ) -> None:
         if prepared.plan.trunk is None:
             raise refuse_unmatched(prepared.plan)
@@ -56,13 +60,13 @@ class Trial:
                 got=f"{passes}", why="four times the images: the dense model, the default and two more at the least",
                 hint="more passes, or fewer images",
             )
-        self.left, self.passes, self.show = passes, passes, show
+        self.left, self.passes, self.show, self.ranks = passes, passes, show, ranks
         self.configs: dict[Choice, Config | LvtpError] = {}
         self.modules: dict[Choice, fx.GraphModule] = {}
         self.found: dict[Choice, list[torch.Tensor]] = {}  # by choice, for each image: likeness [] or counts [C, C]
-        self.dense: list[list[torch.Tensor]] = []
+        self.dense: dict[int, list[torch.Tensor]] = {}  # by number of the input, of this process's share
         dense = pipeline.finish(prepared.plan)  # with checks of what comes in
-        self.dense_found = [self._dense(dense, i) for i in range(len(inputs))]
+        self.dense_found = self._shared_out(range(len(inputs)), lambda i: self._dense(dense, i))
         if labels and not torch.stack(self.dense_found).sum():
             raise _incomparable("labels without a pixel of any class")
 
@@ -104,9 +108,7 @@ class Trial:
     def quality(self, choice: Choice, count: int) -> float:
         """On the first `count` of the inputs: likeness to the dense outputs, or mean IoU (-inf before any label)."""
         found = self.found.setdefault(choice, [])
-        for i in range(len(found), count):
-            output = self._run(self._module(choice), i)
-            found.append(self._tally(output, i) if self.labels else torch.tensor(likeness(output, self.dense[i])))
+        found += self._shared_out(range(len(found), count), lambda i: self._compared(choice, i))
         return self._mean(found[:count])
 
     def dense_quality(self) -> float:
@@ -121,6 +123,13 @@ class Trial:
         mean = miou(torch.stack(list(found)).sum(0)) if self.labels else float(torch.stack(list(found)).mean())
         return mean if mean == mean else -inf
 
+    def _shared_out(self, inputs: range, score: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        """The scores of some inputs, in order. Input i is always the same process's, which has its dense output."""
+        own = [i for i in inputs if i % self.ranks.world == self.ranks.rank]
+        parts = self.ranks.each(lambda: {i: score(i) for i in own})
+        self.left -= sum(self.sizes[i] for i in inputs) - sum(self.sizes[i] for i in own)  # `_run` counted its own
+        return [parts[i % self.ranks.world][i] for i in inputs]
+
     def _module(self, choice: Choice) -> fx.GraphModule:
         if choice not in self.modules:
             self.modules[choice] = pipeline.finish(rewritten(self.prepared, self.config(choice)))
@@ -134,10 +143,14 @@ class Trial:
         self.show(self.passes - self.left)
         return output
 
+    def _compared(self, choice: Choice, i: int) -> torch.Tensor:
+        output = self._run(self._module(choice), i)
+        return self._tally(output, i) if self.labels else torch.tensor(likeness(output, self.dense[i]))
+
     def _dense(self, module: fx.GraphModule, i: int) -> torch.Tensor:
         output = self._run(module, i)
         try:
-            self.dense.append(reference(output))
+            self.dense[i] = reference(output)
         except ValueError as error:
             raise _incomparable(str(error)) from None
         return self._tally(output, i) if self.labels else torch.tensor(1.0)

@@ -17,6 +17,7 @@ from lvtp_fx.cli.output import bar, print_json, print_notes, step
 from lvtp_fx.models.datasets import open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.named import Named
+from lvtp_fx.ranks import joined, reproducible
 
 
 @command
@@ -35,6 +36,8 @@ def calibrate(
 ) -> None:
     """Find out after which blocks to drop tokens, and how many at each, on 16 to 64 images like those to come.
 
+    Under torchrun the images are shared out; what is found is the same.
+
     Example: lvtp-fx calibrate bundled --images photos/ --flops-cut 0.5 --out schedule.json
     """
     if (data is None) == (not images):
@@ -45,12 +48,16 @@ def calibrate(
     base = read_config(pruning.config) if pruning.config is not None else None
     with step(f"load {model.model}"):
         named = model.load()
+    device = torch.device(named.device)
+    reproducible(device)
     with step("read images"):
         x, label = _read(named, images, data, split, limit)
-    with bar("calibrate", passes) as show:
+    with joined(device) as ranks, bar("calibrate", passes) as show:
         config = lvtp_fx.calibrate(
             named.model, x, labels=label if labels else None, flops_cut=pruning.flops_cut, max_drop=max_drop,
             config=base, passes=passes, progress=show, **given)
+    if not ranks.first:
+        return
     write_config(out, config)
     if as_json:
         print_json({"model": named.name, "images": len(x), "written": str(out), "notes": named.notes,

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import typer
 
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.ranks import speaks
 
 FAILED, REFUSED = 1, 2  # exit codes: what was checked does not hold; what was asked for cannot be done
 
@@ -59,7 +60,7 @@ def _expanded(group: Any) -> list[inspect.Parameter]:
 
 def _refused(error: LvtpError, as_json: bool) -> typer.Exit:
     typer.echo(one_line(error), err=True)
-    if as_json:
+    if as_json and speaks():
         names = ("code", "slug", "where", "expected", "got", "why", "hint")
         typer.echo(json.dumps({"error": {name: getattr(error, name) for name in names}}))
     return typer.Exit(FAILED if error.code == Code.VERIFY_MISMATCH.number else REFUSED)

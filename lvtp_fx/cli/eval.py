@@ -12,6 +12,7 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import command
+from lvtp_fx.cli.label_maps import LabelMaps, origin
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
 from lvtp_fx.errors import Code, LvtpError
@@ -19,8 +20,7 @@ from lvtp_fx.models.datasets import Labelled, open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.named import Named
-from lvtp_fx.models.palette import save_labels
-from lvtp_fx.models.predict import Predictor
+from lvtp_fx.ranks import joined, reproducible
 
 DATA = "Labelled images: camvid:DIR, voc:DIR, cityscapes:DIR, ade20k:DIR, or scenes:COUNT (drawn)."
 SPLIT = "Part of the data; without it the validation split."
@@ -42,27 +42,36 @@ def evaluate(
         "--at-model-size", help="Resize images and labels to the model's size, and score there.")] = False,
     save: Annotated[Path | None, typer.Option(
         help="Folder for both models' label maps, as PNGs that show colours and hold classes.")] = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="With --save: go on where a run was stopped. Label maps that are there are scored, not made "
+        "again, where they were made from the same image by the same model with the same options.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score the dense and the pruned model: mIoU, mIoU near class boundaries, boundary IoU, and their agreement.
 
-    Each image is scored at its own size. With --images, which have no labels, there is the agreement alone.
+    Each image is scored at its own size. With --images, which have no labels, there is the agreement alone. Under
+    torchrun the images are shared out; the scores are the same.
 
     Example: lvtp-fx eval checkpoint/ --data camvid:CamVid/ --split test --flops-cut 0.45
     """
     if (data is None) == (not images):
         raise typer.BadParameter("give either --data or --images", param_hint="--data")
+    if resume and save is None:
+        raise typer.BadParameter("only together with --save", param_hint="--resume")
     config = pruning.load()
     source = _labelled(data, split) if data is not None else _unlabelled(find_images(images or []))
     with step(f"load {model.model}"):
         named = model.load()
+        device = torch.device(named.device)
+        reproducible(device)
         classes = named.count_classes()
     if isinstance(source.data, Labelled) and source.data.classes not in (None, classes):
         raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
     if at_model_size and isinstance(source.data, Labelled):
         source = Source(source.ids, source.data.resized(named.img_size))
+    options = {"stride": stride, "short_side": short_side, "batch_size": batch}
     try:
-        dense = named.predictor(stride=stride, short_side=short_side, batch_size=batch)
+        dense = named.predictor(**options)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     with step("transform"):
@@ -71,15 +80,26 @@ def evaluate(
     ignored = source.data.ignore_index if isinstance(source.data, Labelled) else None
     meters = [SegmentationMeter(classes, ignored) for _ in runs]
     count = min(limit or len(source.ids), len(source.ids))
-    for i in track(range(count), f"score {count} images", total=count):
-        try:
-            maps = _score(source.data[i], runs, meters)
-        except ValueError as error:  # the meter's: a label that is no class
-            raise _unfit(source.ids[i], f"labels of a model of {classes} classes", str(error)) from error
-        if save is not None:
-            for name, found in zip(("dense", "pruned"), maps, strict=True):
-                save_labels(save / name / f"{source.ids[i]}.png", found, named.palette(classes))
-    _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, as_json)
+    kept = None if save is None else LabelMaps(save, named.palette(classes), origin(named, fast, **options))
+    with joined(device) as ranks:
+        own = range(ranks.rank, count, ranks.world)
+        for i in track(own, f"score {len(own)} of {count} images", total=len(own)):
+            image, label = source.data[i]
+            maps = kept.load(source.ids[i], image) if kept is not None and resume else None
+            if maps is None:
+                maps = [run([image])[0] for run in runs]
+                if kept is not None:
+                    kept.save(source.ids[i], image, maps)
+            try:
+                _score(maps, label, meters)
+            except ValueError as error:  # the meter's: a label that is no class
+                raise _unfit(source.ids[i], f"labels of a model of {classes} classes", str(error)) from error
+        parts = ranks.gather(meters)
+    if ranks.first:
+        for part in parts[1:]:
+            for meter, other in zip(meters, part, strict=True):
+                meter.add(other)
+        _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, as_json)
 
 
 @dataclass(frozen=True)
@@ -111,15 +131,10 @@ def _unlabelled(paths: Sequence[Path]) -> Source:
     return Source(tuple(name if unique else f"{i:04d}_{name}" for i, name in enumerate(names)), Files(paths))
 
 
-def _score(
-    item: tuple[torch.Tensor, torch.Tensor | None], runs: Sequence[Predictor], meters: Sequence[SegmentationMeter],
-) -> list[torch.Tensor]:
-    """Count one image; its label maps come back. Without a label the dense prediction stands in for it."""
-    image, label = item
-    maps = [run([image])[0] for run in runs]
+def _score(maps: Sequence[torch.Tensor], label: torch.Tensor | None, meters: Sequence[SegmentationMeter]) -> None:
+    """Count both models' maps of one image. Without a label the dense prediction stands in for it."""
     for meter, found in zip(meters, maps, strict=True):
         meter.update(found[None], (maps[0] if label is None else label)[None], maps[0][None])
-    return maps
 
 
 def _print(

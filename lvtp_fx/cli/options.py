@@ -19,6 +19,7 @@ from lvtp_fx.models.decoders import HEADS
 from lvtp_fx.models.named import Named, load_named
 from lvtp_fx.models.preprocess import Size
 from lvtp_fx.models.request import FORMS, Request
+from lvtp_fx.ranks import own_device
 
 Strategy = StrEnum("Strategy", {name: name for name in STRATEGIES})  # type: ignore[misc]
 HeadName = StrEnum("HeadName", {name: name for name in HEADS})  # type: ignore[misc]
@@ -65,7 +66,8 @@ class ModelOptions:
     classes: Annotated[int | None, _of_model(min=1, help="Classes of that decoder, 8 without it.")] = None
     weights: Annotated[Path | None, _of_model(
         metavar="FILE", help="State dict of that backbone (.safetensors, .pth); random weights without it.")] = None
-    device: Annotated[str, _of_model(help="Where it runs, e.g. cuda.")] = "cpu"
+    device: Annotated[str, _of_model(
+        help="Where it runs, e.g. cuda; under torchrun that is a GPU for each process.")] = "cpu"
     dtype: Annotated[Dtype | None, _of_model(
         metavar="TYPE", help=f"Float type it runs in: {', '.join(Dtype)}; the first without it.")] = None
 
@@ -77,7 +79,8 @@ class ModelOptions:
         """
         return load_named(Request(
             self.model, size_of(self.size) if self.size else None, cast(Head | None, self.head and self.head.value),
-            self.classes, self.weights, self.device, getattr(torch, self.dtype.value) if self.dtype else None))
+            self.classes, self.weights, own_device(self.device),
+            getattr(torch, self.dtype.value) if self.dtype else None))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lvtp_fx.ranks import speaks
+
 T = TypeVar("T")
 
 
@@ -45,7 +47,7 @@ def _counted() -> Progress:
 
 
 def _progress(*columns: Any) -> Progress:
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty() or not speaks())
 
 
 def print_json(found: dict[str, Any]) -> None:

@@ -1,0 +1,76 @@
+"""Label maps of both models in a folder. Each says what it was made from, so that a run that was stopped can go on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from lvtp_fx.models.named import Named
+from lvtp_fx.models.palette import Palette, read_labels, save_labels
+
+MODELS = ("dense", "pruned")
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """FOLDER/dense/NAME.png and FOLDER/pruned/NAME.png.
+
+    Attributes:
+        origin: `origin` of the run: with the image, all that its maps depend on.
+    """
+
+    folder: Path
+    palette: Palette
+    origin: str
+
+    def load(self, name: str, image: torch.Tensor) -> list[torch.Tensor] | None:
+        """Both maps, int64 [H, W], where they are there and were made from the same; else None."""
+        maps = [read_labels(path, self._about(image)) for path in self._paths(name)]
+        found = [each for each in maps if each is not None]
+        return found if len(found) == len(maps) else None
+
+    def save(self, name: str, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> None:
+        """Write both maps, int64 [H, W] each."""
+        for path, labels in zip(self._paths(name), maps, strict=True):
+            save_labels(path, labels, self.palette, self._about(image))
+
+    def _paths(self, name: str) -> list[Path]:
+        return [self.folder / model / f"{name}.png" for model in MODELS]
+
+    def _about(self, image: torch.Tensor) -> str:
+        return _digest(self.origin, [image])
+
+
+def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
+    """A digest of all that label maps depend on but the image: graph, weights, preprocessing, options, versions.
+
+    Args:
+        fast: the transformed model; its graph tells of the dense one's, too.
+        options: of the predictor.
+    """
+    weights = [value for node in fast.graph.find_nodes(op="get_attr")
+               if isinstance(value := _attribute(fast, node.target), torch.Tensor)]
+    about = (version("lvtp_fx"), torch.__version__, torch.device(named.device).type, torch.get_num_threads(),
+             sorted(options.items()), fast.code)
+    return _digest(repr(about), [*named.inputs(1), *weights])
+
+
+def _attribute(module: Any, name: str) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _digest(text: str, tensors: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

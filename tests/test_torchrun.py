@@ -1,0 +1,205 @@
+"""Several processes, and two hosts, get what one process gets, to the last digit; a run that is killed goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lvtp_fx.cli.main import app
+from lvtp_fx.ranks import Ranks
+from tests.sharded import run
+from tests.tiny_checkpoint import write_tiny
+
+pytestmark = pytest.mark.xdist_group("torchrun")  # one at a time: each starts processes of its own
+ROOT = Path(__file__).parents[1]
+SECONDS = 300  # a limit for what hangs
+EVAL = ("eval", "tiny", "--data", "scenes:6", "--keep-ratio", "0.6", "--sites", "0,1", "--save", "maps", "--json")
+CALIBRATE = ("calibrate", "tiny", "--data", "scenes:5", "--flops-cut", "0.2", "--passes", "60", "--labels")
+
+
+def launcher(*options: str, processes: int = 2) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *options, "-m"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Without the last, processes that torchrun starts again look for those that are gone."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more,
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def torchrun(folder: Path, module: str, *arguments: str, processes: int = 2, options: tuple[str, ...] = ()) -> str:
+    """What the processes print to stdout; they work in `folder`."""
+    command = [*launcher("--standalone", *options, processes=processes), module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS, cwd=folder,
+                          env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def alone(folder: Path, *arguments: str) -> str:
+    """The same of this process alone."""
+    with chdir(folder):
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def label_maps(*folders: Path) -> dict[str, bytes]:
+    """Files below the folders, which share none."""
+    found = [(str(path.relative_to(folder)), path.read_bytes()) for folder in folders for path in folder.rglob("*.*")]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with a checkpoint."""
+    (tmp_path / "tiny").mkdir()
+    write_tiny(tmp_path / "tiny")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What one process leaves: the folder, and what eval printed."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "tiny").mkdir()
+    write_tiny(folder / "tiny")
+    alone(folder, *CALIBRATE, "--out", "schedule.json")
+    return folder, alone(folder, *EVAL)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_eval_prints_the_same_scores_once_and_saves_the_same_maps(
+    one: tuple[Path, str], folder: Path, processes: int
+) -> None:
+    assert torchrun(folder, "lvtp_fx.cli.main", *EVAL, processes=processes) == one[1]
+    assert len(label_maps(folder / "maps")) == 12
+    assert label_maps(folder / "maps") == label_maps(one[0] / "maps")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_calibrate_finds_the_same_schedule(one: tuple[Path, str], folder: Path, processes: int) -> None:
+    text = torchrun(folder, "lvtp_fx.cli.main", *CALIBRATE, "--out", "schedule.json", processes=processes)
+    assert text.count("written: schedule.json") == 1
+    assert (folder / "schedule.json").read_bytes() == (one[0] / "schedule.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, Any]:
+    return run(Ranks(0, 1))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_data_parallel_training_and_sharded_batches(tmp_path: Path, wanted: dict[str, Any], processes: int) -> None:
+    """Also: in a group that the user made, all processes calibrate to what one does, and all hear of a refusal."""
+    assert "LVTP105" in wanted["refused"]
+    torchrun(tmp_path, "tests.sharded", str(tmp_path), processes=processes)
+    for rank, rows in enumerate(wanted["output"].chunk(processes)):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert torch.equal(found["output"], rows)
+        assert torch.equal(found["sharded"], rows)
+        for name in ("gradients", "weights"):
+            for mine, theirs in zip(wanted[name], found[name], strict=True):
+                torch.testing.assert_close(theirs, mine, rtol=1e-10, atol=1e-14)
+        assert found["config"] == wanted["config"]
+        assert found["refused"] == wanted["refused"]
+
+
+KILLED_ONCE = """
+import os, signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lvtp_fx.models.checkpoint import Spec, load_checkpoint
+
+
+class KilledOnce(Spec):
+    def normalised(self, images):
+        written = sorted(Path("maps").rglob("scene[13].png"))
+        if os.environ.get("RANK") == "1" and len(written) == 4 and not Path("killed").exists():
+            Path("killed").write_text(" ".join(str(path.stat().st_mtime_ns) for path in written))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().normalised(images)
+
+
+def model():
+    made, spec = load_checkpoint("tiny")
+    return made, KilledOnce(**vars(spec))
+"""
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    """By SIGKILL, once its first two images are done, which are not done again."""
+    (folder / "users_own.py").write_text(KILLED_ONCE)
+    arguments = ("eval", "users_own:model", *EVAL[2:])
+    text = torchrun(folder, "lvtp_fx.cli.main", *arguments, "--resume", options=("--max-restarts", "1"))
+    written = sorted((folder / "maps").rglob("scene[13].png"))
+    assert (folder / "killed").read_text() == " ".join(str(path.stat().st_mtime_ns) for path in written)
+    (folder / "maps").rename(folder / "resumed")
+    assert text == alone(folder, *arguments)
+    assert label_maps(folder / "resumed") == label_maps(folder / "maps")
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[tuple[str, str, str]]]:
+    """Two network namespaces with a cable between them: name, address, and the cable's end in each."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and the command `ip`")
+    names = [f"lvtp{os.getpid()}{side}" for side in "ab"]
+    made = [(name, f"10.77.0.{number}", name) for name, number in zip(names, count(1))]
+    try:
+        for name in names:
+            if (done := ip("netns", "add", name)).returncode:
+                pytest.skip(f"no network namespace can be made here: {done.stderr.strip()}")
+        link = ("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+        if (done := ip(*link)).returncode:
+            pytest.skip(f"no cable between network namespaces can be made here: {done.stderr.strip()}")
+        for name, address, end in made:
+            for arguments in (("addr", "add", f"{address}/24", "dev", end), ("link", "set", end, "up"),
+                              ("link", "set", "lo", "up")):
+                assert ip("-n", name, *arguments).returncode == 0
+        yield made
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_two_hosts_that_share_no_files(
+    one: tuple[Path, str], hosts: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    started = []
+    for name, address, end in hosts:
+        folder = tmp_path / name
+        (folder / "tiny").mkdir(parents=True)
+        write_tiny(folder / "tiny")
+        command = launcher("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0][1]}:29500",
+                           "--rdzv-conf", f"is_host={address == hosts[0][1]}", "--local-addr", address, processes=1)
+        started.append(subprocess.Popen(
+            ["ip", "netns", "exec", name, *command, "lvtp_fx.cli.main", *EVAL], cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(GLOO_SOCKET_IFNAME=end)))
+    try:
+        texts = [process.communicate(timeout=SECONDS) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], texts
+    assert "".join(out for out, _ in texts) == one[1]
+    maps = [tmp_path / name / "maps" for name, _, _ in hosts]
+    assert [len(label_maps(each)) for each in maps] == [6, 6]
+    assert label_maps(*maps) == label_maps(one[0] / "maps")
