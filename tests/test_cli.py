@@ -138,6 +138,15 @@ def test_explain_writes_a_page(call: Call, folder: Path) -> None:
     call("explain", MODEL, "--images", "photos", code=2)
 
 
+def test_explain_writes_the_graph(call: Call, folder: Path) -> None:
+    call("explain", MODEL, "--keep-ratio", "0.8", "--graph", "out/after.dot")
+    call("explain", MODEL, "--flops-cut", "0", "--graph", "out/before.gv")
+    assert "lvtp.merge" in (folder / "out/after.dot").read_text()
+    assert "lvtp.merge" not in (folder / "out/before.gv").read_text()
+    refused = call("explain", MODEL, "--keep-ratio", "0.8", "--graph", "out/after.png", code=2)
+    assert ".dot, .gv or .svg" in " ".join(refused.stderr.split())
+
+
 def test_transform_writes_what_the_api_makes(call: Call, folder: Path) -> None:
     value = found(call("transform", MODEL, "--keep-ratio", "0.8", "--to", "out/fast.pt2", "--json"))
     assert (value["written"], value["kind"]) == ("out/fast.pt2", "exported program")

@@ -24,6 +24,9 @@ from lvtp_fx.models.preprocess import resized
 def explain(
     model: ModelOptions, pruning: PruningOptions,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures there, too.")] = None,
+    graph: Annotated[Path | None, typer.Option(
+        help="Write the rewritten graph there as .dot, .gv or .svg (by Graphviz), inserted nodes coloured; with "
+        "--flops-cut 0 the graph before.")] = None,
     images: Images = None, limit: Limit = 8, as_json: Json = False,
 ) -> None:
     """Say what would be pruned: attention blocks, sites, tokens a block, GFLOPs; and what was not used, and why.
@@ -39,7 +42,9 @@ def explain(
         named = model.load()
     inputs = named.inputs(1)
     with step("explain"):
-        report, fast = _explained(named, inputs, config, with_graph=html is not None)
+        report, fast = _explained(named, inputs, config, with_graph=html is not None or graph is not None)
+    if graph is not None and fast is not None:
+        _graph(graph, fast, named.name)
     if html is not None:
         _page(html, named, report, fast, find_images(images, limit) if images else [])
     if as_json:
@@ -61,6 +66,15 @@ def _explained(
             fast = lvtp_fx.transform(named.model, inputs, config=config)
             return cast(lvtp_fx.Report, fast.report), fast
     return lvtp_fx.explain(named.model, inputs, config=config), None
+
+
+def _graph(path: Path, fast: fx.GraphModule, title: str) -> None:
+    from lvtp_fx.pictures.graph import write
+
+    try:
+        write(path, fast, title)
+    except (ValueError, RuntimeError) as error:  # another ending; no Graphviz
+        raise typer.BadParameter(str(error), param_hint="--graph") from None
 
 
 def _page(
