@@ -25,6 +25,11 @@ def tensors(case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
         mask = torch.rand(B, 1, L, L) < 0.7
         mask[0, 0, L // 2] = False  # a row that sees nothing
         mask[-1, 0, L - 1, : L // 2] = False  # one that sees none of the first blocks
+    elif case["mask"] == "lowest":  # how transformers hides keys
+        hidden = torch.rand(B, 1, L, L) < 0.3
+        hidden[:, :, : L // 2, : 3 * L // 4] = True  # rows that see the last blocks only
+        hidden[0, 0, L // 2] = True
+        mask = torch.zeros(B, 1, L, L).masked_fill(hidden, torch.finfo(torch.float32).min)
     elif case["mask"] == "bias":
         mask = torch.randn(H, L, L)
     elif case["mask"] == "keys":

@@ -24,7 +24,9 @@ def row_entropies(
     that sees no sampled key is focused: 0.
 
     All rows are scored at once where that is little, which compilers fuse well; else a part of them at a time. On CUDA,
-    where Triton is installed, a kernel then keeps the scores on the chip instead (`row_entropy_triton`).
+    where Triton is installed, a kernel then keeps the scores on the chip instead (`row_entropy_triton`), but not in
+    files that `torch.export` writes, which are read where this package is not. The kernel has no gradients: only ranks
+    are made of entropies.
 
     Args: as of `lvtp.entropy`.
     """
@@ -32,10 +34,11 @@ def row_entropies(
     parts = min(_PARTS, -(-N * -(-k.shape[2] // every) // _PART))
     if parts <= 1:
         return _entropies(scores(q, k, mask, scale, slice(before, before + N), keys), orders)
-    if q.is_cuda and find_spec("triton") is not None:
+    if q.is_cuda and not torch.compiler.is_exporting() and find_spec("triton") is not None:
         from lvtp_fx.ops.row_entropy_triton import row_entropies_fused
 
-        fused: torch.Tensor = row_entropies_fused(q.detach(), k.detach(), mask, scale, before, after, orders, every)
+        q, k, mask = q.detach(), k.detach(), mask if mask is None else mask.detach()
+        fused: torch.Tensor = row_entropies_fused(q, k, mask, scale, before, after, orders, every)
         return fused
     step = -(-N // parts)
     found = [_entropies(scores(q, k, mask, scale, slice(start, min(start + step, before + N)), keys), orders)
@@ -51,8 +54,8 @@ def scores(
     found = torch.matmul(q[:, :, queries] * factor, k[:, :, keys].transpose(-2, -1)).float()
     if mask is None:
         return found
-    mask = additive(mask, found.dtype)
-    return found + (mask[..., queries, keys] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., keys])
+    mask = mask[..., queries, keys] if mask.ndim > 1 and mask.shape[-2] != 1 else mask[..., keys]
+    return found + additive(mask, found.dtype)
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch.library import triton_op, wrap_triton
 from torch.utils.flop_counter import register_flop_formula
 
-from lvtp_fx.ops.row_entropy import additive, of_uniform_row
+from lvtp_fx.ops.row_entropy import of_uniform_row
 
 BLOCK_N, BLOCK_M = 64, 32  # rows, keys
 
@@ -22,13 +22,16 @@ BLOCK_N, BLOCK_M = 64, 32  # rows, keys
 @triton.jit  # type: ignore[untyped-decorator]
 def row_entropy_kernel(  # type: ignore[no-untyped-def]
     q, k, mask, out, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, mask_b, mask_h, mask_q, mask_k,
-    H, N, keys, every, before, depth, scale,
-    ORDERS: tl.constexpr, UNIFORM: tl.constexpr, Q: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    H, N, keys, every, before, depth,
+    SCALE: tl.constexpr, ORDERS: tl.constexpr, UNIFORM: tl.constexpr, Q: tl.constexpr, WIDE: tl.constexpr,
+    MASKED: tl.constexpr, HIDING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """Row sums over blocks of keys, rescaled whenever a row's largest score grows (Milakov and Gimelshein 2018)."""
-    n, d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    b, h = (tl.program_id(1) // H).to(tl.int64), (tl.program_id(1) % H).to(tl.int64)
+    """Row sums over blocks of keys, rescaled whenever a row's largest score grows (Milakov and Gimelshein 2018).
+
+    SCALE is a constant, since compilers pass other floats in double precision. HIDING: the mask is boolean.
+    """
+    n, d = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
     row = (before + n).to(tl.int64)
     q_at = q + b * q_b + h * q_h + row[:, None] * q_n + d[None, :] * q_d
     queries = tl.load(q_at, mask=(n < N)[:, None] & (d < depth)[None, :], other=0.0)
@@ -41,21 +44,25 @@ def row_entropy_kernel(  # type: ignore[no-untyped-def]
         key = j.to(tl.int64) * every
         k_at = k + b * k_b + h * k_h + key[None, :] * k_n + d[:, None] * k_d
         some = tl.load(k_at, mask=(j < keys)[None, :] & (d < depth)[:, None], other=0.0)
-        score = tl.dot(queries, some, input_precision="ieee") * scale
+        score = tl.dot(queries, some, input_precision="ieee") * SCALE
         if MASKED:
             mask_at = mask + b * mask_b + h * mask_h + row[:, None] * mask_q + key[None, :] * mask_k
-            score += tl.load(mask_at, mask=(n < N)[:, None] & (j < keys)[None, :], other=0.0)
+            said = tl.load(mask_at, mask=(n < N)[:, None] & (j < keys)[None, :], other=0)
+            score = tl.where(said != 0, score, float("-inf")) if HIDING else score + said.to(tl.float32)
         score = tl.where((j < keys)[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that has seen nothing yet
         score -= safe[:, None]
         weight = tl.exp(score)
-        fall = tl.where(top == float("-inf"), 0.0, top - safe)  # such a row has nothing to rescale
+        # Finite, also where a row had seen hidden keys only, at -inf or at the type's lowest number: its product with a
+        # sum stays finite too, and exp of it is 0.
+        fall = tl.maximum(top - safe, -1e30)
         inner = tl.exp(fall) * (inner + total * fall) + tl.sum(weight * tl.maximum(score, -1e4), 1)
         total = tl.exp(fall) * total + tl.sum(weight, 1)
         for i in tl.static_range(Q):
-            sums = tl.sum(tl.exp(ORDERS[i] * score), 1)
-            powers = tl.where(column == i, tl.exp(ORDERS[i] * fall)[:, None] * powers + sums[:, None], powers)
+            if ORDERS[i] != 1:
+                sums = tl.sum(weight * weight if ORDERS[i] == 2 else tl.exp(ORDERS[i] * score), 1)
+                powers = tl.where(column == i, tl.exp(ORDERS[i] * fall)[:, None] * powers + sums[:, None], powers)
         top = higher
     seen = tl.where(total > 0, total, 1.0)
     for i in tl.static_range(Q):
@@ -93,14 +100,16 @@ def launch(
     """Run `row_entropy_kernel`, wrapped or as it is, on as many programs as it takes."""
     B, H, L, D = q.shape
     N, keys = L - before - after, -(-k.shape[2] // every)
+    if q.dtype != k.dtype or q.dtype == torch.float64:
+        q, k = q.float(), k.float()  # `tl.dot` takes two of one type, and float32 is what is summed up in
     # A view; without a mask any tensor of four axes, which is not read.
-    bias = q if mask is None else additive(mask, torch.float32).expand(B, H, L, k.shape[2])
+    bias = q if mask is None else mask.expand(B, H, L, k.shape[2])
     out = torch.empty(B, len(orders) * H, N, dtype=torch.float32, device=q.device)
-    kernel[(triton.cdiv(N, BLOCK_N), B * H)](
+    kernel[(B * H, triton.cdiv(N, BLOCK_N))](  # CUDA allows 65,535 on the second axis
         q, k, bias, out, *q.stride(), *k.stride(), *bias.stride(), H, N, keys, every, before, D,
-        D**-0.5 if scale is None else scale,
+        SCALE=D**-0.5 if scale is None else scale,
         ORDERS=tuple(orders), UNIFORM=tuple(of_uniform_row(order, keys) for order in orders), Q=len(orders),
-        WIDE=triton.next_power_of_2(len(orders)), MASKED=mask is not None,
+        WIDE=triton.next_power_of_2(len(orders)), MASKED=mask is not None, HIDING=bias.dtype == torch.bool,
         BLOCK_N=BLOCK_N, BLOCK_M=BLOCK_M, BLOCK_D=max(16, triton.next_power_of_2(D)),
     )
     return out
