@@ -21,7 +21,8 @@ from lvtp_fx.strategies import SiteShape, get
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default, aten.baddbmm.default)
-_CPU_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+_ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
+              aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention)
 _CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
 
 
@@ -159,10 +160,11 @@ def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mappi
         fake_args, fake_kwargs = pytree.tree_map(
             lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs))
         )
-        with FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops}) as counter:
+        with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_ATTENTION, _attention_flops)) as counter:
             module(*fake_args, **fake_kwargs)
     return float(counter.get_total_flops()) / batch
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
+    """Keys that serve several heads of queries count for each; torch 2.11's formula knows no such heads."""
+    return int(sdpa_flop_count(q, (k[0], q[1], *k[2:]), (v[0], q[1], *v[2:])))
