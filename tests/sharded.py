@@ -17,6 +17,10 @@ from torch.distributed.tensor.experimental import local_map
 from torch.nn.parallel import DistributedDataParallel
 
 import lvtp_fx
+from lvtp_fx.api import prepare
+from lvtp_fx.calibration.schedules import default_schedule
+from lvtp_fx.calibration.trial import Choice, Trial
+from lvtp_fx.config import Config
 from lvtp_fx.ranks import Ranks, joined
 from tests.tiny import fused, picture, vit
 
@@ -38,8 +42,18 @@ def run(ranks: Ranks) -> dict[str, Any]:
     model = vit(fused)
     images = picture(5)
     found["config"] = lvtp_fx.calibrate(model, images, max_drop=0.3, passes=40)
+    found["trial"] = qualities(model, images, ranks)
     found["refused"] = refusal(model, images)
     return found
+
+
+def qualities(model: nn.Module, images: torch.Tensor, ranks: Ranks) -> list[tuple[float, int]]:
+    """How good a schedule is on the first images, and how many passes are left then."""
+    config = Config()
+    prepared = prepare(model, images[:1], config)
+    trial = Trial(prepared, config, [((x,), {}) for x in images.split(1)], [], 40, lambda done: None, ranks)
+    choice = Choice(default_schedule(trial.trunk), 0.2)
+    return [(trial.quality(choice, count), trial.left) for count in (1, 2, 4, 5)]
 
 
 def refusal(model: nn.Module, images: torch.Tensor) -> str:

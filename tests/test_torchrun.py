@@ -25,7 +25,8 @@ pytestmark = pytest.mark.xdist_group("torchrun")  # one at a time: each starts p
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # a limit for what hangs
 EVAL = ("eval", "tiny", "--data", "scenes:6", "--keep-ratio", "0.6", "--sites", "0,1", "--save", "maps", "--json")
-CALIBRATE = ("calibrate", "tiny", "--data", "scenes:5", "--flops-cut", "0.2", "--passes", "60", "--labels")
+# With 50 passes another schedule is found: who counts them wrongly, is seen.
+CALIBRATE = ("calibrate", "tiny", "--data", "scenes:5", "--flops-cut", "0.2", "--passes", "40", "--labels")
 
 
 def launcher(*options: str, processes: int = 2) -> list[str]:
@@ -104,6 +105,8 @@ def wanted() -> dict[str, Any]:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_data_parallel_training_and_sharded_batches(tmp_path: Path, wanted: dict[str, Any], processes: int) -> None:
     """Also: in a group that the user made, all processes calibrate to what one does, and all hear of a refusal."""
+    assert len({quality for quality, _ in wanted["trial"]}) == 4
+    assert [left for _, left in wanted["trial"]] == [34, 33, 31, 30]
     assert "LVTP105" in wanted["refused"]
     torchrun(tmp_path, "tests.sharded", str(tmp_path), processes=processes)
     for rank, rows in enumerate(wanted["output"].chunk(processes)):
@@ -113,8 +116,8 @@ def test_data_parallel_training_and_sharded_batches(tmp_path: Path, wanted: dict
         for name in ("gradients", "weights"):
             for mine, theirs in zip(wanted[name], found[name], strict=True):
                 torch.testing.assert_close(theirs, mine, rtol=1e-10, atol=1e-14)
-        assert found["config"] == wanted["config"]
-        assert found["refused"] == wanted["refused"]
+        for name in ("config", "trial", "refused"):
+            assert found[name] == wanted[name]
 
 
 KILLED_ONCE = """
