@@ -17,14 +17,14 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python $(PYTEST)
 
-# The suite on each of the torch releases of TORCH, each in an environment of its own. -k: a release that fails does not
-# keep the others from running.
+# The suite on each of the torch releases of TORCH, each in an environment of its own. --keep-going: a release that fails
+# does not keep the others from running.
 test-matrix:
 	$(MAKE) --keep-going $(TORCH:%=test-torch-%)
 
 test-torch-%: $(VENV)-torch-%/bin/pip
-	$</../python -m pip install 'torch==$*.*' -e '.[test]'
-	$</../python $(PYTEST)
+	$(<D)/python -m pip install 'torch==$*.*' -e '.[test]'
+	$(<D)/python $(PYTEST)
 
 # What only a GPU can show, in one command: its tests, latency of the graphs as they are deployed, then with CUDA graphs.
 GPU_MODELS := --model vit_base_patch16_224 --model vit_large_patch16_224 --model vit_base_patch16_dinov3
