@@ -175,6 +175,27 @@ def test_cuda_takes_the_kernel_but_no_file_does(monkeypatch: pytest.MonkeyPatch)
     assert "lvtp" not in cuda_file + cpu + cpu_file
 
 
+COUNT = """
+import torch
+import lvtp_fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+for device in ("cuda", "cpu"):
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        q = torch.empty(2, 3, 4096, 8, device=device)
+        torch.ops.lvtp.entropy(q, q, None, None, 1, 2, [1.0, 2.0], 1)
+    print(counter.get_total_flops())
+"""
+
+
+def test_the_kernels_flops_are_counted_from_the_first_time() -> None:
+    """In a process that has run nothing before."""
+    pytest.importorskip("triton", reason=NO_TRITON)
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.split() == [str(2 * 2 * 3 * 4093 * 4096 * 8)] * 2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel's run on a GPU needs one")
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
