@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -204,9 +205,7 @@ def constant(value: Any) -> float | None:
     if value.target is aten.scalar_tensor.default:
         return constant(value.args[0])
     if value.op == "get_attr":
-        tensor: Any = value.graph.owning_module
-        for name in str(value.target).split("."):
-            tensor = getattr(tensor, name)
+        tensor = attrgetter(str(value.target))(value.graph.owning_module)
         # A parameter may be trained on after this.
         fixed = isinstance(tensor, torch.Tensor) and not tensor.requires_grad and tensor.numel() == 1
         return float(tensor) if fixed and tensor.device.type != "meta" else None

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,16 @@ class LabelMaps:
 
     def load(self, name: str, image: torch.Tensor) -> list[torch.Tensor] | None:
         """Both maps, int64 [H, W], where they are there and were made from the same; else None."""
-        maps = [read_labels(path, self._about(image)) for path in self._paths(name)]
+        about = self._about(image)
+        maps = [read_labels(path, about) for path in self._paths(name)]
         found = [each for each in maps if each is not None]
         return found if len(found) == len(maps) else None
 
     def save(self, name: str, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> None:
         """Write both maps, int64 [H, W] each."""
+        about = self._about(image)
         for path, labels in zip(self._paths(name), maps, strict=True):
-            save_labels(path, labels, self.palette, self._about(image))
+            save_labels(path, labels, self.palette, about)
 
     def _paths(self, name: str) -> list[Path]:
         return [self.folder / model / f"{name}.png" for model in MODELS]
@@ -56,16 +59,10 @@ def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
         options: of the predictor.
     """
     weights = [value for node in fast.graph.find_nodes(op="get_attr")
-               if isinstance(value := _attribute(fast, node.target), torch.Tensor)]
+               if isinstance(value := attrgetter(str(node.target))(fast), torch.Tensor)]
     about = (version("lvtp_fx"), torch.__version__, torch.device(named.device).type, torch.get_num_threads(),
              sorted(options.items()), fast.code)
     return _digest(repr(about), [*named.inputs(1), *weights])
-
-
-def _attribute(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module
 
 
 def _digest(text: str, tensors: Iterable[torch.Tensor]) -> str:
