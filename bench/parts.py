@@ -20,12 +20,12 @@ from latency import where
 from latency_run import Case
 from rich.console import Console
 from rich.progress import track
+from torch import fx
 from torch.profiler import ProfilerActivity, profile
 
 import lvtp_fx
-from lvtp_fx import api, latency
+from lvtp_fx import latency
 from lvtp_fx.capture import Capture, capture
-from lvtp_fx.passes import pipeline
 
 KINDS = {"addmm": "linear layers", "mm": "linear layers", "scaled_dot_product": "attention",
          "convolution": "convolutions"}
@@ -57,12 +57,11 @@ def by_kind(taken: Mapping[str, float], dense: Mapping[str, float]) -> dict[str,
     return dict(kinds)
 
 
-def inserted_ms(captured: Capture, config: lvtp_fx.Config) -> dict[str, float]:
+def inserted_ms(fast: fx.GraphModule, captured: Capture) -> dict[str, float]:
     """Milliseconds of the inserted ops by name, over all sites, each op alone and not compiled; longest first."""
-    module = pipeline.finish(api.rewritten(api.prepare(captured, None, config), config))
-    taken = latency.op_times(module, captured)
+    taken = latency.op_times(fast, captured)
     ops = Counter[str]()
-    for node in module.graph.nodes:
+    for node in fast.graph.nodes:
         if str(node.target).startswith("lvtp.") and node.name in taken:
             ops[str(node.target).removesuffix(".default")] += taken[node.name]
     return dict(ops.most_common())
@@ -90,17 +89,16 @@ def main(
 ) -> None:
     """Profile the dense and the pruned graph and write a table."""
     segmenter, x = Case(model, size, batch, dtype, depth).build("cpu")
-    config = lvtp_fx.Config(flops_cut=flops_cut)
     captured = capture(segmenter, (x,), {})
+    fast = lvtp_fx.transform(captured, flops_cut=flops_cut)
     taken = []
     with inductor.patch("cpp.enable_kernel_profile", True):
-        graphs = (segmenter, lvtp_fx.transform(captured, config=config))
-        for graph in track(graphs, "profile", console=Console(stderr=True)):
+        for graph in track((segmenter, fast), "profile", console=Console(stderr=True)):
             taken.append(kernels_ms(torch.compile(graph, fullgraph=True), x, turns))
     dense, pruned = (by_kind(each, taken[0]) for each in taken)
     title = f"{model}, {size} px, batch {batch}, {dtype}, cut {flops_cut:.0%}, {where('cpu')}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(markdown(title, dense, pruned, inserted_ms(captured, config)))
+    out.write_text(markdown(title, dense, pruned, inserted_ms(fast, captured)))
     Console().print(out.read_text(), markup=False)
 
 
