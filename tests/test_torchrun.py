@@ -122,7 +122,6 @@ def test_data_parallel_training_and_sharded_batches(tmp_path: Path, wanted: dict
 
 KILLED_ONCE = """
 import os, signal
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lvtp_fx.models.checkpoint import Spec, load_checkpoint
@@ -144,9 +143,10 @@ def model():
 
 
 def test_a_worker_that_is_killed_is_started_again_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
-    """By SIGKILL, once its first two images are done, which are not done again."""
-    (folder / "users_own.py").write_text(KILLED_ONCE)
-    arguments = ("eval", "users_own:model", *EVAL[2:])
+    """By SIGKILL, once its first two images are done, which are not done again. The module has a name of its own, since
+    this process keeps what it imports."""
+    (folder / "killed_once.py").write_text(KILLED_ONCE)
+    arguments = ("eval", "killed_once:model", *EVAL[2:])
     text = torchrun(folder, "lvtp_fx.cli.main", *arguments, "--resume", options=("--max-restarts", "1"))
     written = sorted((folder / "maps").rglob("scene[13].png"))
     assert (folder / "killed").read_text() == " ".join(str(path.stat().st_mtime_ns) for path in written)
