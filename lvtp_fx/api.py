@@ -17,11 +17,9 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan
-from lvtp_fx.record import Record
+from lvtp_fx.record import RECORD, Record, is_transformed
 from lvtp_fx.report import Report
 from lvtp_fx.summarise import summarise
-
-RECORD = "lvtp_fx"  # key of the `Record` in GraphModule.meta
 
 
 def transform(
@@ -131,10 +129,11 @@ def _timed(prepared: Prepared, plan: Plan) -> Plan:
 def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Capture:
     if isinstance(model, Capture):
         return model
-    if not isinstance(model, (nn.Module, ExportedProgram)) or RECORD in getattr(model, "meta", {}):
+    done = is_transformed(model)
+    if done or not isinstance(model, (nn.Module, ExportedProgram)):
         raise LvtpError(
             Code.BAD_MODEL, where="model", expected="an nn.Module, GraphModule or ExportedProgram, not yet transformed",
-            got=f"{type(model).__name__}" + (", which lvtp_fx.transform made" if isinstance(model, nn.Module) else ""),
+            got=f"{type(model).__name__}" + (", which lvtp_fx.transform made" if done else ""),
             why="its graph is captured and rewritten", hint="pass the original model",
         )
     args, kwargs = example_inputs.resolve(model, given)

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lvtp_fx.api import RECORD
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import resolve
-from lvtp_fx.record import Record
+from lvtp_fx.record import RECORD, Record
 from lvtp_fx.run_graph import Tap, run_flat
 
 

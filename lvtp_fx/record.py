@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
 
 from lvtp_fx.config import Config
+
+RECORD = "lvtp_fx"  # key of the `Record` in GraphModule.meta, and of the mark of inserted nodes in files
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,21 @@ class Record:
     reduced: frozenset[tuple[str, str]] = frozenset()
     copied: tuple[CopyRecord, ...] = ()
     grid: tuple[int, int] = (0, 0)
+
+
+def mark_inserted(graph: fx.Graph) -> None:
+    """Mark the nodes of the dialect, so that files in which they are taken apart can be told from dense ones."""
+    for node in graph.nodes:
+        if _of_dialect(node):
+            node.meta.setdefault("custom", {})[RECORD] = node.target.name()  # "custom" is what files keep
+
+
+def is_transformed(model: Any) -> bool:
+    """Whether a module or an exported program is what `transform` made, or what was read from a file of it."""
+    graph = getattr(model, "graph", None)
+    return RECORD in getattr(model, "meta", {}) or (isinstance(graph, fx.Graph) and any(
+        _of_dialect(node) or RECORD in node.meta.get("custom", {}) for node in graph.nodes))
+
+
+def _of_dialect(node: fx.Node) -> bool:
+    return getattr(node.target, "namespace", "") == "lvtp"

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram, default_decompositions
 from lvtp_fx.capture import at_least_two, exported, fixed_size
 from lvtp_fx.capture_refusals import first_line
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.record import mark_inserted
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -30,6 +31,7 @@ def save_exported(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
         LvtpError: LVTP401 for inputs that do not fit, LVTP501 where torch.export refuses the model.
     """
     program = _program(fast, inputs)
+    mark_inserted(program.graph)
     # Export keeps composite ops whole, and a reader without this package has none of them.
     table = {op: body for op, body in default_decompositions().items() if str(op).startswith("lvtp.")}
     try:

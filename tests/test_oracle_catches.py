@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import lvtp_fx
-from lvtp_fx.api import RECORD
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
+from lvtp_fx.record import RECORD
 from tests.conftest import Case
 from tests.tiny import Attention, B, C, D, H, N, PreNorm, TinyViT, fused, picture
 

@@ -163,6 +163,25 @@ def test_the_table_has_these_rows_and_columns_and_no_others() -> None:
     assert list(CELLS) == [(row, column) for row in ROUTES for column in COLUMNS]
 
 
+# The program of docs/deploy.md.
+
+
+def test_a_package_runs_in_cpp(it: Made, folder: Path, route: Callable[[str], Run], tmp_path: Path) -> None:
+    route("AOTInductor")
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    found = re.search(r"```cpp\n(.*?)```.*?\n    g\+\+ (.*?)\n", text, flags=re.DOTALL)
+    assert found is not None
+    program, options = found.groups()
+    small = program.replace("fast.aoti.pt2", str(folder / "model.aoti.pt2")).replace("3, 64, 64", "3, 32, 32")
+    (tmp_path / "main.cpp").write_text(small)
+    compiler = which("g++") or which("c++")
+    options = options.replace("$LIBTORCH", str(Path(torch.__file__).parent))
+    subprocess.run(f"{compiler} {options} -o main", shell=True, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run("./main", cwd=tmp_path, check=True, capture_output=True, text=True)
+    want = it.expected(torch.full((1, 3, 32, 32), 0.5))[0].abs().mean()
+    assert float(done.stdout) == pytest.approx(float(want), rel=1e-4)
+
+
 # Weights: the names are the dense model's.
 
 
@@ -204,6 +223,18 @@ def test_inputs_of_another_size_are_refused_and_nothing_is_written(it: Made, tmp
     with pytest.raises(lvtp_fx.LvtpError, match="LVTP401 input-does-not-fit"):
         SAVE[name](it.fast, (torch.zeros(2, 3, 64, 64),), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_program_is_known_for_what_it_is(it: Made, tmp_path: Path) -> None:
+    """No op of the dialect is left in it, yet it is not taken for a dense model."""
+    ship.save_exported(it.fast, (picture(),), tmp_path / "fast.pt2")
+    program = torch.export.load(tmp_path / "fast.pt2")
+    assert "lvtp" not in program.graph_module.code
+    for model in (program, program.module(), torch.export.export(it.fast, (picture(),))):
+        with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP106 (.|\n)*which lvtp_fx.transform made"):
+            lvtp_fx.transform(model, (picture(),))
+    torch.export.save(torch.export.export(it.model, (picture(),)), tmp_path / "dense.pt2")
+    assert lvtp_fx.transform(torch.export.load(tmp_path / "dense.pt2"), **OPTIONS).report.flops_cut > 0
 
 
 def test_what_cannot_be_written_is_a_refusal_that_says_why(it: Made, tmp_path: Path) -> None:
