@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from lvtp_fx import example_inputs
-from lvtp_fx.api import prepare
+from lvtp_fx.api import Prepared, prepare
+from lvtp_fx.calibration.journal import Journal
 from lvtp_fx.calibration.progress import progress_bar
 from lvtp_fx.calibration.search import deepest, search
 from lvtp_fx.calibration.trial import Trial
 from lvtp_fx.capture import Capture
 from lvtp_fx.config import Config, resolve
+from lvtp_fx.digest import digest
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
 from lvtp_fx.ranks import current
@@ -25,7 +29,7 @@ def calibrate(
     model: nn.Module | ExportedProgram | Capture, images: torch.Tensor | Sequence[Any], *,
     labels: torch.Tensor | Sequence[torch.Tensor] | None = None, flops_cut: float | None = None,
     max_drop: float | None = None, config: Config | None = None, passes: int = 600,
-    progress: Callable[[int, int], None] | None = None, **overrides: Any,
+    progress: Callable[[int, int], None] | None = None, journal: str | Path | None = None, **overrides: Any,
 ) -> Config:
     """Find after which blocks to drop tokens, and how many at each.
 
@@ -51,6 +55,9 @@ def calibrate(
         passes: how many images are run through the model and its pruned forms, at most, by all processes together.
         progress: called with (images done, `passes`); without it a bar is shown where rich is installed and stderr is
             a terminal.
+        journal: a file in which every score is kept as it is found: a call that was stopped, made again with it, goes
+            on. It is begun anew where the model, the images, the labels, the other options, torch or the number of
+            threads are not those that it was written with.
 
     Returns:
         A `Config` for `transform`, with sites and one keep ratio a site.
@@ -66,7 +73,9 @@ def calibrate(
     prepared = prepare(model, batches[0], base)
     inputs = [example_inputs.resolve(prepared.captured.module, batch) for batch in batches]
     with progress_bar("calibrating", passes, progress) as show:
-        trial = Trial(prepared, base, inputs, _labels(labels, inputs), passes, show, current())
+        wanted = _labels(labels, inputs)
+        kept = _journal(journal, prepared, base, inputs, wanted)
+        trial = Trial(prepared, base, inputs, wanted, passes, show, current(), kept)
         if flops_cut is not None:
             return trial.config(search(trial, flops_cut))
         assert max_drop is not None
@@ -87,6 +96,15 @@ def _labels(labels: torch.Tensor | Sequence[torch.Tensor] | None, inputs: Sequen
     if len(found) != len(inputs):
         raise _bad("labels", f"{len(inputs)}, one for each of `images`", f"{len(found)}", "they are paired in order")
     return found
+
+
+def _journal(
+    path: str | Path | None, prepared: Prepared, base: Config, inputs: Sequence[Inputs], labels: Sequence[torch.Tensor]
+) -> Journal:
+    if path is None:
+        return Journal(None, "", current())
+    read = [leaf for leaf in pytree.tree_leaves([list(inputs), list(labels)]) if isinstance(leaf, torch.Tensor)]
+    return Journal(Path(path), digest(prepared.captured.module, read[0].device, base, read), current())
 
 
 def _bad(where: str, expected: str, got: str, why: str) -> LvtpError:

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lvtp_fx
 from lvtp_fx.api import prepare
-from lvtp_fx.calibration.schedules import default_schedule
-from lvtp_fx.calibration.trial import Choice, Trial
+from lvtp_fx.calibration.journal import Journal
+from lvtp_fx.calibration.schedules import Choice, default_schedule
+from lvtp_fx.calibration.trial import Trial
 from lvtp_fx.config import Config
 from lvtp_fx.ranks import Ranks, joined
 from tests.tiny import fused, picture, vit
@@ -51,7 +52,8 @@ def qualities(model: nn.Module, images: torch.Tensor, ranks: Ranks) -> list[tupl
     """How good a schedule is on the first images, and how many passes are left then."""
     config = Config()
     prepared = prepare(model, images[:1], config)
-    trial = Trial(prepared, config, [((x,), {}) for x in images.split(1)], [], 40, lambda done: None, ranks)
+    trial = Trial(prepared, config, [((x,), {}) for x in images.split(1)], [], 40, lambda done: None, ranks,
+                  Journal(None, "", ranks))
     choice = Choice(default_schedule(trial.trunk), 0.2)
     return [(trial.quality(choice, count), trial.left) for count in (1, 2, 4, 5)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +113,41 @@ def test_the_same_images_give_the_same_config(model: nn.Module, found: tuple[Con
     model.eval()
     assert again == found[0]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Stopped(Exception):
+    """What a user's Ctrl-C is."""
+
+
+def test_a_run_that_was_stopped_goes_on(captured: Capture, found: tuple[Config, Calls], tmp_path: Path) -> None:
+    """With what it finds otherwise; also where its last line was cut off."""
+    def stop(done: int, total: int) -> None:
+        if done == 70:
+            raise Stopped
+
+    journal, options = tmp_path / "new" / "scores.jsonl", {"flops_cut": 0.25, "passes": 90}
+    with pytest.raises(Stopped):
+        lvtp_fx.calibrate(captured, IMAGES, **options, progress=stop, journal=journal)
+    whole = journal.read_text()
+    for text, fewest in ((whole, 60), (whole[:-5], 54)):
+        journal.write_text(text)
+        calls = Calls()
+        assert lvtp_fx.calibrate(captured, IMAGES, **options, progress=calls, journal=journal) == found[0]
+        assert len(calls.seen) <= len(found[1].seen) - fewest + len(IMAGES)  # the dense model is run again
+        assert calls.seen[-1] == found[1].seen[-1]
+
+
+@pytest.mark.parametrize("other", [{"images": IMAGES.flip(0)}, {"align": 4}, {"labels": torch.zeros(6, 64, 64).long()}])
+def test_a_journal_of_something_else_is_begun_anew(captured: Capture, tmp_path: Path, other: dict[str, Any]) -> None:
+    journal, options = tmp_path / "scores.jsonl", {"flops_cut": 0.25, "passes": 24}
+    lvtp_fx.calibrate(captured, IMAGES, **options, journal=journal)
+    before = journal.read_text().splitlines()
+    fresh, again = Calls(), Calls()
+    changed: dict[str, Any] = {"images": IMAGES, **options, **other}
+    wanted = lvtp_fx.calibrate(captured, **changed, progress=fresh)
+    assert lvtp_fx.calibrate(captured, **changed, journal=journal, progress=again) == wanted
+    assert again.seen == fresh.seen
+    assert journal.read_text().splitlines()[0] != before[0]
 
 
 def test_labels_are_what_counts_where_they_are_given(captured: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,11 +129,17 @@ def test_explain_of_what_is_refused_explains_and_exits_with_2(call: Call) -> Non
 
 
 def test_explain_writes_a_page(call: Call, folder: Path) -> None:
-    bare = call("explain", MODEL, "--keep-ratio", "0.8", "--html", "out/page.html")
+    page = folder / "out/page.html"
+    bare = call("explain", MODEL, "--keep-ratio", "0.8", "--html", "out/page.html", "--rounds", "0")
     assert "blocks.0" in bare.stdout
-    size = len((folder / "out/page.html").read_text())
-    call("explain", MODEL, "--keep-ratio", "0.8", "--html", "out/page.html", "--images", "photos", "--limit", "2")
-    assert len((folder / "out/page.html").read_text()) > size + 1000
+    size = len(page.read_text())
+    assert "Latency was not measured" in page.read_text()
+    call("explain", MODEL, "--keep-ratio", "0.8", "--html", "out/page.html", "--images", "photos", "--limit", "2",
+         "--rounds", "2")
+    assert len(page.read_text()) > size + 1000
+    assert "measured, median, ms" in page.read_text()
+    assert re.search(r"<p>Latency: (torch.compile, fullgraph|eager).*, cpu, \d+ threads, torch 2", page.read_text())
+    call("explain", MODEL, "--html", "out/page.html", "--rounds", "1", code=2)
     call("explain", MODEL, "--flops-cut", "0.99", "--html", "refused.html", code=2)
     assert "LVTP202" in (folder / "refused.html").read_text()
     call("explain", MODEL, "--images", "photos", code=2)

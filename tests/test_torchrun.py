@@ -29,6 +29,12 @@ EVAL = ("eval", "tiny", "--data", "scenes:6", "--keep-ratio", "0.6", "--sites", 
 CALIBRATE = ("calibrate", "tiny", "--data", "scenes:5", "--flops-cut", "0.2", "--passes", "40", "--labels")
 
 
+def test_tests_of_a_group_are_kept_together(request: pytest.FixtureRequest) -> None:
+    """They were not, and nothing was said, with a pytest that pytest-xdist did not know."""
+    if hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@torchrun")
+
+
 def launcher(*options: str, processes: int = 2) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *options, "-m"]
 
@@ -153,6 +159,46 @@ def test_a_worker_that_is_killed_is_started_again_and_the_run_goes_on(folder: Pa
     (folder / "maps").rename(folder / "resumed")
     assert text == alone(folder, *arguments)
     assert label_maps(folder / "resumed") == label_maps(folder / "maps")
+
+
+STOPPED_ONCE = """
+import os, signal, threading, time
+from pathlib import Path
+
+from lvtp_fx.models.checkpoint import load_checkpoint
+
+killed, smallest = Path("killed"), Path("smallest")
+
+
+def watch():
+    least, first = 1 << 60, not killed.exists()
+    while True:
+        size = trials.stat().st_size if (trials := Path("schedule.json.trials")).exists() else 1 << 60
+        if first and size < 1 << 60 and trials.read_text().count(chr(10)) > 8:
+            killed.write_text(str(size))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not first and size < least:
+            least = size
+            smallest.write_text(str(size))
+        time.sleep(0.001)
+
+
+def model():
+    if os.environ.get("RANK") == "1":
+        threading.Thread(target=watch, daemon=True).start()
+    return load_checkpoint("tiny")
+"""
+
+
+def test_a_calibration_whose_worker_is_killed_goes_on(one: tuple[Path, str], folder: Path) -> None:
+    """By SIGKILL, once some schedules are tried, wherever it is then. What is known then is not found again: the file
+    of scores is never smaller afterwards."""
+    (folder / "stopped_once.py").write_text(STOPPED_ONCE)
+    arguments = ("calibrate", "stopped_once:model", *CALIBRATE[2:], "--out", "schedule.json", "--resume")
+    torchrun(folder, "lvtp_fx.cli.main", *arguments, options=("--max-restarts", "1"))
+    assert int((folder / "smallest").read_text()) >= int((folder / "killed").read_text())
+    assert (folder / "schedule.json").read_bytes() == (one[0] / "schedule.json").read_bytes()
+    assert not (folder / "schedule.json.trials").exists()
 
 
 @pytest.fixture

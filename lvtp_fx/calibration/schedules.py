@@ -51,6 +51,14 @@ class Schedule:
         return replace(wanted, sites=tuple(site.block for site in plan.sites), keep_ratio=ratios)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A schedule at a cut."""
+
+    schedule: Schedule
+    flops_cut: float
+
+
 def default_schedule(trunk: Trunk) -> Schedule:
     """What `sites="auto"` and one keep ratio give."""
     return Schedule(automatic(trunk))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import ceil, log2
 
-from lvtp_fx.calibration.schedules import default_schedule, neighbours, spread_schedules
-from lvtp_fx.calibration.trial import Choice, Trial
+from lvtp_fx.calibration.schedules import Choice, default_schedule, neighbours, spread_schedules
+from lvtp_fx.calibration.trial import Trial
 from lvtp_fx.errors import Code, LvtpError
 
 _LARGEST_CUT, _HALVINGS = 0.9, 4  # of the interval of cuts that `deepest` looks in

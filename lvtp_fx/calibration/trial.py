@@ -6,15 +6,15 @@ them decide alike."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import inf
 
 import torch
 from torch import fx
 
 from lvtp_fx.api import Prepared, rewritten
+from lvtp_fx.calibration.journal import Journal
 from lvtp_fx.calibration.likeness import likeness, miou, reference, tally
-from lvtp_fx.calibration.schedules import Schedule
+from lvtp_fx.calibration.schedules import Choice
 from lvtp_fx.capture import batch_size
 from lvtp_fx.config import Config
 from lvtp_fx.errors import Code, LvtpError
@@ -25,20 +25,13 @@ from lvtp_fx.plan import Trunk
 from lvtp_fx.ranks import Ranks
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A schedule at a cut."""
-
-    schedule: Schedule
-    flops_cut: float
-
-
 class Trial:
     """Runs choices on images and remembers what came out.
 
     Args:
         labels: none, or one for each of `inputs`.
         passes: how many images may be run, by all processes; show: told how many were.
+        journal: of scores; those that are in it are not found again, and count as passes all the same.
 
     Raises:
         LvtpError: LVTP102 without a trunk; LVTP105 for outputs or labels that cannot be compared; LVTP201 where
@@ -47,7 +40,7 @@ class Trial:
 
     def __init__(
         self, prepared: Prepared, base: Config, inputs: Sequence[Inputs], labels: Sequence[torch.Tensor],
-        passes: int, show: Callable[[int], None], ranks: Ranks,
+        passes: int, show: Callable[[int], None], ranks: Ranks, journal: Journal,
     ) -> None:
         if prepared.plan.trunk is None:
             raise refuse_unmatched(prepared.plan)
@@ -60,7 +53,7 @@ class Trial:
                 got=f"{passes}", why="four times the images: the dense model, the default and two more at the least",
                 hint="more passes, or fewer images",
             )
-        self.left, self.passes, self.show, self.ranks = passes, passes, show, ranks
+        self.left, self.passes, self.show, self.ranks, self.journal = passes, passes, show, ranks, journal
         self.configs: dict[Choice, Config | LvtpError] = {}
         self.modules: dict[Choice, fx.GraphModule] = {}
         self.found: dict[Choice, list[torch.Tensor]] = {}  # by choice, for each image: likeness [] or counts [C, C]
@@ -108,7 +101,12 @@ class Trial:
     def quality(self, choice: Choice, count: int) -> float:
         """On the first `count` of the inputs: likeness to the dense outputs, or mean IoU (-inf before any label)."""
         found = self.found.setdefault(choice, [])
-        found += self._shared_out(range(len(found), count), lambda i: self._compared(choice, i))
+        known = self.journal.known(choice, range(len(found), count))
+        self.left -= sum(self.sizes[len(found) : len(found) + len(known)])
+        found += known
+        new = self._shared_out(range(len(found), count), lambda i: self._compared(choice, i))
+        self.journal.add(choice, new)
+        found += new
         return self._mean(found[:count])
 
     def dense_quality(self) -> float:

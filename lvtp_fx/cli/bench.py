@@ -8,12 +8,13 @@ from typing import Annotated, cast
 
 import torch
 import typer
+from torch import nn
 
 import lvtp_fx
 from lvtp_fx.cli.command import command
 from lvtp_fx.cli.options import Json, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
-from lvtp_fx.cli.timing import Run, compiled, latencies
+from lvtp_fx.cli.timing import Latency, Run, compiled, latencies
 
 WARM_UP = 3
 
@@ -36,18 +37,11 @@ def bench(
     inputs = named.inputs(batch)
     with step("transform"):
         fast = lvtp_fx.transform(named.model, inputs, config=config)
-    with torch.inference_mode():
-        first, second, how = cast(Run, named.dense), cast(Run, fast), "eager"
-        if compile_:
-            with step("compile both"):
-                first, second, how = compiled(named.dense, fast, *inputs)
-        total = WARM_UP + rounds
-        turns = partial(track, text="time both in turn", total=total)
-        dense, pruned = latencies([first, second], *inputs, rounds=rounds, warm_up=WARM_UP, turns=turns)
+    dense, pruned, how = timed(named.dense, fast, inputs, rounds, compile_=compile_)
     report = cast(lvtp_fx.Report, fast.report)
     speedup = dense.median_ms / pruned.median_ms
     size, dtype = "x".join(map(str, inputs[0].shape[2:])), str(inputs[0].dtype).removeprefix("torch.")
-    machine = {"device": _device_name(inputs[0].device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {"device": device_name(inputs[0].device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if as_json:
         print_json({"model": named.name, "batch": len(inputs[0]), "size": size, "dtype": dtype, "how": how,
                     "rounds": rounds, **machine, "dense": asdict(dense), "pruned": asdict(pruned), "speedup": speedup,
@@ -64,5 +58,19 @@ def bench(
     print_notes([*named.notes, *report.notes])
 
 
-def _device_name(device: torch.device) -> str:
+def timed(
+    dense: nn.Module, fast: nn.Module, inputs: tuple[torch.Tensor, ...], rounds: int, *, compile_: bool
+) -> tuple[Latency, Latency, str]:
+    """Latencies of the dense and of the pruned model, and how they were run."""
+    with torch.inference_mode():
+        first, second, how = cast(Run, dense), cast(Run, fast), "eager"
+        if compile_:
+            with step("compile both"):
+                first, second, how = compiled(dense, fast, *inputs)
+        turns = partial(track, text="time both in turn", total=WARM_UP + rounds)
+        before, after = latencies([first, second], *inputs, rounds=rounds, warm_up=WARM_UP, turns=turns)
+    return before, after, how
+
+
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

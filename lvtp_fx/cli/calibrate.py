@@ -32,6 +32,9 @@ def calibrate(
         help="Instead of --flops-cut: what may be lost, in (0, 1), e.g. 0.01 for 1 % of the pixels, or with --labels "
         "one point of mIoU; the largest cut that keeps to it is looked for.")] = None,
     passes: Annotated[int, typer.Option(min=1, help="Images that are run through models, at most.")] = 600,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on where a run was stopped: until it ends, the scores that it found are in OUT.trials.")
+        ] = False,
     as_json: Json = False,
 ) -> None:
     """Find out after which blocks to drop tokens, and how many at each, on 16 to 64 images like those to come.
@@ -52,13 +55,17 @@ def calibrate(
     reproducible(device)
     with step("read images"):
         x, label = _read(named, images, data, split, limit)
+    trials = out.with_name(f"{out.name}.trials")
     with joined(device) as ranks, bar("calibrate", passes) as show:
+        if ranks.first and not resume:
+            trials.unlink(missing_ok=True)
         config = lvtp_fx.calibrate(
             named.model, x, labels=label if labels else None, flops_cut=pruning.flops_cut, max_drop=max_drop,
-            config=base, passes=passes, progress=show, **given)
+            config=base, passes=passes, progress=show, journal=trials, **given)
     if not ranks.first:
         return
     write_config(out, config)
+    trials.unlink()
     if as_json:
         print_json({"model": named.name, "images": len(x), "written": str(out), "notes": named.notes,
                     "config": json.loads(out.read_text())})

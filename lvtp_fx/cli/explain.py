@@ -11,9 +11,11 @@ import typer
 from torch import fx
 
 import lvtp_fx
+from lvtp_fx.cli.bench import device_name, timed
 from lvtp_fx.cli.command import REFUSED, command
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, step
+from lvtp_fx.cli.timing import Latency
 from lvtp_fx.config import Config
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.named import Named
@@ -27,7 +29,10 @@ def explain(
     graph: Annotated[Path | None, typer.Option(
         help="Write the rewritten graph there as .dot, .gv or .svg (by Graphviz), inserted nodes coloured; with "
         "--flops-cut 0 the graph before.")] = None,
-    images: Images = None, limit: Limit = 8, as_json: Json = False,
+    images: Images = None, limit: Limit = 8,
+    rounds: Annotated[int, typer.Option(
+        min=0, help="For --html: timed runs of each model under torch.compile, of one image; 0: not measured.")] = 10,
+    as_json: Json = False,
 ) -> None:
     """Say what would be pruned: attention blocks, sites, tokens a block, GFLOPs; and what was not used, and why.
 
@@ -37,6 +42,8 @@ def explain(
     """
     if images and html is None:
         raise typer.BadParameter("images are shown on the page that --html writes", param_hint="--images")
+    if rounds == 1:
+        raise typer.BadParameter("a median takes two runs or more", param_hint="--rounds")
     config = pruning.load()
     with step(f"load {model.model}"):
         named = model.load()
@@ -46,7 +53,9 @@ def explain(
     if graph is not None and fast is not None:
         _graph(graph, fast, named.name)
     if html is not None:
-        _page(html, named, report, fast, find_images(images, limit) if images else [])
+        files = find_images(images, limit) if images else []
+        latency = timed(named.dense, fast, inputs, rounds, compile_=True) if fast is not None and rounds else None
+        _page(html, named, report, fast, files, latency)
     if as_json:
         print_json({"model": named.name, **report.to_dict(), "notes": [*named.notes, *report.notes]})
     else:
@@ -78,7 +87,8 @@ def _graph(path: Path, fast: fx.GraphModule, title: str) -> None:
 
 
 def _page(
-    path: Path, named: Named, report: lvtp_fx.Report, fast: fx.GraphModule | None, files: list[Path]
+    path: Path, named: Named, report: lvtp_fx.Report, fast: fx.GraphModule | None, files: list[Path],
+    latency: tuple[Latency, Latency, str] | None,
 ) -> None:
     from lvtp_fx.pictures.page import write
 
@@ -86,4 +96,11 @@ def _page(
         read = [read_image(file) for file in files]
         x = named.prepared(read) if read else None
         shown = torch.stack([resized(image, named.img_size) for image in read]) / 255 if read else None
-        write(path, named.dense, fast, x, shown, named.class_names or None, named.colours, report=report)
+        medians_ms, how = None, ""
+        if latency is not None:
+            dense, pruned, how = latency
+            medians_ms = dense.median_ms, pruned.median_ms
+            device = torch.device(named.device)
+            how = f"{how}, {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        write(path, named.dense, fast, x, shown, named.class_names or None, named.colours, medians_ms, report=report,
+              latency_how=how)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from lvtp_fx.digest import digest, digest_of
 from lvtp_fx.models.named import Named
 from lvtp_fx.models.palette import Palette, read_labels, save_labels
 
@@ -48,7 +46,7 @@ class LabelMaps:
         return [self.folder / model / f"{name}.png" for model in MODELS]
 
     def _about(self, image: torch.Tensor) -> str:
-        return _digest(self.origin, [image])
+        return digest_of(self.origin, [image])
 
 
 def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
@@ -58,16 +56,4 @@ def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
         fast: the transformed model; its graph tells of the dense one's, too.
         options: of the predictor.
     """
-    weights = [value for node in fast.graph.find_nodes(op="get_attr")
-               if isinstance(value := attrgetter(str(node.target))(fast), torch.Tensor)]
-    about = (version("lvtp_fx"), torch.__version__, torch.device(named.device).type, torch.get_num_threads(),
-             sorted(options.items()), fast.code)
-    return _digest(repr(about), [*named.inputs(1), *weights])
-
-
-def _digest(text: str, tensors: Iterable[torch.Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(fast, named.device, sorted(options.items()), named.inputs(1))

@@ -25,7 +25,7 @@ def write(
     path: str | Path, model: nn.Module, fast: nn.Module | None, images: torch.Tensor | None = None,
     shown: torch.Tensor | None = None, class_names: Sequence[str] | None = None,
     palette: Sequence[Colour] | None = None, latency_ms: tuple[float, float] | None = None, *,
-    report: Report | None = None,
+    report: Report | None = None, latency_how: str = "",
 ) -> None:
     """Write the page; its folder is made where it is missing. It needs no network and no other file.
 
@@ -37,6 +37,7 @@ def write(
         shown: the same images as RGB in [0, 1], on which the maps are laid; None: each is stretched to [0, 1].
         class_names, palette: of the classes, (r, g, b) in 0..255; made up where they are missing or too few.
         latency_ms: measured medians of one batch, (dense, pruned); None: the page says that it was not measured.
+        latency_how: what the page says of how latency was measured.
         report: needed where `fast` is None; by default that of `fast`.
 
     Raises:
@@ -50,15 +51,17 @@ def write(
     views = make_views(model, fast, images, shown, class_names, palette)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(type(model).__name__, report, views, latency_ms), encoding="utf-8")
+    path.write_text(render(type(model).__name__, report, views, latency_ms, latency_how), encoding="utf-8")
 
 
-def render(title: str, report: Report, views: Views, latency_ms: tuple[float, float] | None = None) -> str:
+def render(
+    title: str, report: Report, views: Views, latency_ms: tuple[float, float] | None = None, latency_how: str = ""
+) -> str:
     """The page as text. Whatever stands in `title`, the report or the class names is shown, and never run."""
     style, script, data = _part("page.css"), _part("page.js"), _as_json(_pictures(views))
     parts = [
         sections.section("blocks", "Blocks and tokens", sections.blocks(report)),
-        sections.section("costs", "Cost", sections.costs(report, latency_ms)),
+        sections.section("costs", "Cost", sections.costs(report, latency_ms, latency_how)),
         sections.section("unmatched", "Not matched, and why", sections.unmatched(report)),
     ]
     # Pictures come first, where there are any.

@@ -58,7 +58,7 @@ def blocks(report: Report) -> str:
     return _chart(caption, "Block", "Tokens", rows, dense_only=bool(report.refused))
 
 
-def costs(report: Report, latency_ms: tuple[float, float] | None) -> str:
+def costs(report: Report, latency_ms: tuple[float, float] | None, latency_how: str) -> str:
     """FLOPs and latency, dense against pruned; what was not measured is said, not drawn."""
     figures = [("Whole model", "GFLOPs an image", report.gflops_dense, report.gflops_pruned, ".3f"),
                ("Encoder", "GFLOPs an image", report.gflops_encoder_dense, report.gflops_encoder_pruned, ".3f"),
@@ -71,11 +71,12 @@ def costs(report: Report, latency_ms: tuple[float, float] | None) -> str:
             pair = (dense, None if report.refused else pruned)
             note = "" if report.refused else f"{pruned / dense - 1:+.1%}"
             rows.append(_row(f"{name}<small>{unit}</small>", pair, max(dense, pruned), form, note))
-    missing = "" if latency_ms else "<p>Latency was not measured.</p>"
+    how = f"<p>Latency: {escaped(latency_how)}.</p>" if latency_how else ""
+    remark = how if latency_ms else "<p>Latency was not measured.</p>"
     if not rows:
-        return f"<p>FLOPs are not known.</p>{missing}"
+        return f"<p>FLOPs are not known.</p>{remark}"
     caption = "FLOPs are counted on the graphs, scoring and restoring included."
-    return _chart(caption, "Cost", "Amount", rows, dense_only=bool(report.refused)) + missing
+    return _chart(caption, "Cost", "Amount", rows, dense_only=bool(report.refused)) + remark
 
 
 def _chart(caption: str, first: str, bars: str, rows: list[str], dense_only: bool) -> str:
