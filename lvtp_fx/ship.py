@@ -75,7 +75,10 @@ def save_onnx(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
     program = _program(fast, inputs)
     table: dict[Any, Any] = {torch.ops.aten.sort.stable: _stable_sort(ops)}
     try:
-        made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
+        # The exporter takes reshapes apart without gradients, then looks at the graph again with them: a mask that is
+        # trained gets another attention kernel there, other strides, and what had become a view is none.
+        with torch.no_grad():
+            made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
         assert made is not None  # it is None for another exporter only
         made.save(str(path))
     except Exception as error:

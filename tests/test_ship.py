@@ -20,6 +20,7 @@ from lvtp_fx import ship
 from tests.backend_helpers import relative
 from tests.ship_routes import OPTIONS, ROUTES, Made, Run, made
 from tests.tiny import fused, picture, vit
+from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 # One process makes each file once.
@@ -161,6 +162,31 @@ def test_cell(it: Made, folder: Path, route: Callable[[str], Run], row: str, col
 
 def test_the_table_has_these_rows_and_columns_and_no_others() -> None:
     assert list(CELLS) == [(row, column) for row in ROUTES for column in COLUMNS]
+
+
+# Segmenters of the zoo, pruned in rounds.
+
+
+@pytest.mark.parametrize("head", ["linear", "mask"])
+def test_onnx_of_attention_with_a_mask_that_is_trained(tmp_path: Path, head: str) -> None:
+    entry = ZOO["beit_base_patch16_224"]
+    fast = lvtp_fx.transform(entry.build(head), (entry.image(),))
+    ship.save_onnx(fast, (entry.image(1),), tmp_path / "beit.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "beit.onnx")
+    for batch in (1, 3):
+        x = entry.image(batch, seed=batch)
+        got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        assert relative(got, fast(x)) < 1e-4
+
+
+def test_exported_rotary_embedding_keeps_the_tokens_places(tmp_path: Path) -> None:
+    entry = ZOO["vit_small_patch16_dinov3"]
+    fast = lvtp_fx.transform(entry.build("dpt"), (entry.image(),), flops_cut=0.2)
+    ship.save_exported(fast, (entry.image(1),), tmp_path / "dinov3.pt2")
+    run = torch.export.load(tmp_path / "dinov3.pt2").module()
+    for batch in (1, 3):
+        x = entry.image(batch, seed=batch)
+        assert relative(run(x), fast(x)) < 1e-5
 
 
 # The program of docs/deploy.md.
