@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -15,12 +15,11 @@ import torch
 import lvtp_fx
 
 try:
-    import typer
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
     from lvtp_fx._picture import Rows, draw
+    from lvtp_fx.cli.command import check_writable
+    from lvtp_fx.cli.output import console, print_json, step
     from lvtp_fx.cli.timing import Latency, Run, compiled, latencies
     from lvtp_fx.models.checkpoint import load_bundled
     from lvtp_fx.models.metrics import SegmentationMeter
@@ -74,66 +73,68 @@ def figure_table(
     return table
 
 
-@contextmanager
-def step(progress: Progress, text: str) -> Iterator[None]:
-    """A line with a clock while the work inside goes on."""
-    task = progress.add_task(text, total=1)
-    yield
-    progress.update(task, completed=1)
-
-
 def main(
     out: Path = Path("out/demo.png"), flops_cut: float = 0.35, batch_size: int = 4, images: int = 64, rounds: int = 20,
+    as_json: bool = False,
 ) -> None:
     """Prune the bundled segmenter, check it, time it, score it, and draw what it does.
 
     Args:
         out: PNG to write. flops_cut: share of the FLOPs to save. batch_size: images a batch. images: held-out scenes
-            to score, in full batches. rounds: timed runs of each model.
+            to score, in full batches. rounds: timed runs of each model. as_json: print one JSON object, no tables.
 
     Raises:
-        LvtpError: as `transform`.
+        LvtpError: as `transform`. OSError: `out` cannot be written.
     """
-    console = Console()
-    columns = (SpinnerColumn(finished_text="*"), TextColumn("{task.description}"), TimeElapsedColumn())
+    check_writable(out)
     count = -(-images // batch_size) * batch_size
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        with step(progress, f"make {count} scenes"):
-            model, spec = load_bundled()
-            scenes, labels = make_batch(range(HELD_OUT, HELD_OUT + count), spec.img_size[0])
-            x = spec.preprocess(scenes)
-        with step(progress, "transform"):
-            fast = lvtp_fx.transform(model, (x[:1],), flops_cut=flops_cut)
-        with step(progress, "verify against the dense oracle"):
-            check = lvtp_fx.verify(model, fast, (x[:2],))
-        with torch.inference_mode():
-            with step(progress, "compile both"):
-                *runs, how = compiled(model, fast, x[:batch_size])
-            with step(progress, f"time both, {rounds} rounds in turn"):
-                times = latencies(runs, x[:batch_size], rounds=rounds)
-            with step(progress, f"score {count} scenes"):
-                dense, pruned = (predict(run, x, batch_size) for run in runs)
-        meters = [SegmentationMeter(spec.classes, spec.ignore_index) for _ in runs]
-        for meter, prediction in zip(meters, (dense, pruned), strict=True):
-            meter.update(prediction, labels, dense)
-        with step(progress, "draw"):
-            report = cast(lvtp_fx.Report, fast.report)
-            title = (f"lvtp_fx: {report.flops_cut:.0%} fewer FLOPs, "
-                     f"{times[0].median_ms / times[1].median_ms:.2f}x the speed, "
-                     f"{meters[1].agreement():.2%} of the pixels predicted as before")
-            shown = slice(0, EXAMPLES)  # the first ones, not chosen ones
-            decisions = lvtp_fx.decisions(fast, (x[shown],))
-            rows = Rows(scenes[shown], dense[shown], pruned[shown], decisions, report.grid)
-            draw(out, rows, CLASS_NAMES, PALETTE, title)
-    console.print(block_table(report))
-    console.print(figure_table(f"{count} held-out scenes of {spec.img_size[0]} px", report, times, meters))
+    with step(f"make {count} scenes"):
+        model, spec = load_bundled()
+        scenes, labels = make_batch(range(HELD_OUT, HELD_OUT + count), spec.img_size[0])
+        x = spec.preprocess(scenes)
+    with step("transform"):
+        fast = lvtp_fx.transform(model, (x[:1],), flops_cut=flops_cut)
+    with step("verify against the dense oracle"):
+        check = lvtp_fx.verify(model, fast, (x[:2],))
+    with torch.inference_mode():
+        with step("compile both"):
+            *runs, how = compiled(model, fast, x[:batch_size])
+        with step(f"time both, {rounds} rounds in turn"):
+            times = latencies(runs, x[:batch_size], rounds=rounds)
+        with step(f"score {count} scenes"):
+            dense, pruned = (predict(run, x, batch_size) for run in runs)
+    meters = [SegmentationMeter(spec.classes, spec.ignore_index) for _ in runs]
+    for meter, prediction in zip(meters, (dense, pruned), strict=True):
+        meter.update(prediction, labels, dense)
+    report = cast(lvtp_fx.Report, fast.report)
+    with step("draw"):
+        title = (f"lvtp_fx: {report.flops_cut:.0%} fewer FLOPs, "
+                 f"{times[0].median_ms / times[1].median_ms:.2f}x the speed, "
+                 f"{meters[1].agreement():.2%} of the pixels predicted as before")
+        shown = slice(0, EXAMPLES)  # the first ones, not chosen ones
+        decisions = lvtp_fx.decisions(fast, (x[shown],))
+        rows = Rows(scenes[shown], dense[shown], pruned[shown], decisions, report.grid)
+        draw(out, rows, CLASS_NAMES, PALETTE, title)
+    if as_json:
+        scores = [{"miou": m.miou(), "boundary_miou": m.boundary_miou(), **asdict(t)}
+                  for m, t in zip(meters, times, strict=True)]
+        print_json({"images": count, "batch": batch_size, "rounds": rounds, "how": how, "torch": torch.__version__,
+                    "threads": torch.get_num_threads(), "dense": scores[0], "pruned": scores[1],
+                    "agreement": meters[1].agreement(), "oracle_error": check.max_error, "written": str(out),
+                    "report": report.to_dict()})
+        return
+    screen = console()
+    screen.print(block_table(report))
+    screen.print(figure_table(f"{count} held-out scenes of {spec.img_size[0]} px", report, times, meters))
     threads = torch.get_num_threads()
-    console.print(f"latency of one batch of {batch_size}: {rounds} rounds in turn, {threads} threads, {how}\n"
-                  f"verified: largest relative error {check.max_error:.1e}, {check.tolerance:.0e} allowed\n"
-                  f"written: {out}")
+    screen.print(f"latency of one batch of {batch_size}: {rounds} rounds in turn, {threads} threads, {how}\n"
+                 f"verified: largest relative error {check.max_error:.1e}, {check.tolerance:.0e} allowed\n"
+                 f"written: {out}")
 
 
 if __name__ == "__main__":
-    from lvtp_fx.cli.demo import demo
+    import sys
 
-    typer.run(demo)
+    from lvtp_fx.cli.main import app
+
+    app(["demo", *sys.argv[1:]])

@@ -90,6 +90,22 @@ class Code(Enum):
         "The graph cannot be written in the wanted format.",
         "the format that the message names",
     )
+    FILE_NOT_USABLE = (
+        "LVTP502", "file-not-usable",
+        "The command line could not read or write a file: no such file, a folder in its place, no permission, a full "
+        "disk.",
+        "another path",
+    )
+    WRONG_USAGE = (
+        "LVTP503", "wrong-usage",
+        "An option or argument of the command line is missing, unknown, or cannot be read.",
+        "--help, which lists them",
+    )
+    LIBRARY_MISSING = (
+        "LVTP504", "library-missing",
+        "What was asked for needs a library that is not installed.",
+        "pip install, with the extra that the message names",
+    )
 
     @property
     def number(self) -> str:

@@ -149,8 +149,12 @@ def _scenes(name: str, count: str, split: str) -> Labelled:
 
 def _label(path: Path) -> torch.Tensor:
     """The pixels of a PNG as they are stored: of one with a palette the indices."""
-    with Image.open(path) as file:
-        return torch.from_numpy(np.array(file)).long()
+    try:
+        with Image.open(path) as file:
+            return torch.from_numpy(np.array(file)).long()
+    except OSError as error:
+        raise _bad(str(path), "a label that Pillow can read", "images are scored on it", "another file",
+                   str(error)) from error
 
 
 _READERS: dict[str, tuple[Callable[[str, str, str], Labelled], str, str]] = {

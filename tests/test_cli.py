@@ -341,7 +341,40 @@ def test_calibrate_refuses_what_says_nothing(call: Call, folder: Path) -> None:
 
 def test_missing_extra_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install 'transformers" in only_line(call("explain", "hf:folder", code=2).stderr)
+    line = only_line(call("explain", "hf:folder", code=2).stderr)
+    assert line.startswith("LVTP504 library-missing at lvtp-fx: expected the libraries that this needs; got ")
+    assert "; try pip install 'transformers" in line
+
+
+# What the user got wrong, and files that cannot be used: one line with a code, and with --json an object.
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (("dmo",), "LVTP503 wrong-usage at lvtp-fx: expected options and arguments as its help lists them; got No such "),
+    (("explain", MODEL, "--flops-cut", "much"), "LVTP503 wrong-usage at lvtp-fx explain: expected options and "
+     "arguments as its help lists them; got Invalid value for '--flops-cut'"),
+    (("verify",), "LVTP503 wrong-usage at lvtp-fx verify"),
+    (("bench", MODEL, "--keep-ratio", "a"), "LVTP503 wrong-usage at lvtp-fx bench"),
+    (("transform", MODEL, "--to", "model.zip"), "LVTP503 wrong-usage at lvtp-fx transform"),
+    (("transform", MODEL, "--to", "file/model.pt2"), "LVTP502 file-not-usable at file: expected a file or folder that "
+     "can be used so; got File exists; try another path"),
+    (("transform", MODEL, "--to", "photos"), "LVTP503"),
+    (("transform", MODEL, "--to", "folder.pt2"), "LVTP502 file-not-usable at folder.pt2"),
+    (("explain", MODEL, "--html", "photos"), "LVTP502 file-not-usable at photos"),
+    (("explain", MODEL, "--graph", "file/graph.dot"), "LVTP502 file-not-usable at file"),
+    (("calibrate", MODEL, "--images", "photos", "--flops-cut", "0.1", "--out", "photos"), "LVTP502"),
+    (("eval", MODEL, "--images", "photos", "--save", "file"), "LVTP502 file-not-usable at file"),
+    (("demo", "--out", "photos"), "LVTP502 file-not-usable at photos"),
+    (("eval", MODEL, "--data", "camvid:set"), "LVTP105 bad-example-inputs at set/labels/val/2.png"),
+])
+def test_wrong_usage_and_unusable_files(call: Call, folder: Path, arguments: tuple[str, ...], text: str) -> None:
+    (folder / "file").write_text("no folder")
+    (folder / "folder.pt2").mkdir()
+    (folder / "set/labels/val/2.png").write_text("no image")
+    assert only_line(call(*arguments, code=2).stderr).startswith(text)
+    result = call(*arguments, "--json", code=2)
+    assert only_line(result.stderr).startswith(text)
+    assert found(result)["error"]["code"] == text[:7]
 
 
 def test_bug_keeps_its_traceback(call: Call) -> None:

@@ -125,9 +125,10 @@ def test_refusal_is_a_line_and_an_exit_code(code: Code, exit_code: int) -> None:
 
 @pytest.mark.parametrize(("error", "caught"), [
     (ImportError("x needs more: pip install 'lvtp_fx[models]'"), True), (ImportError("no module x"), False),
-    (ValueError("a bug"), False),
+    (ValueError("a bug"), False), (OSError(28, "No space left on device", "/data/x"), True),
+    (OSError(5, "Input/output error"), False),
 ])
-def test_only_a_missing_extra_is_told_without_a_traceback(error: Exception, caught: bool) -> None:
+def test_only_a_missing_extra_and_files_are_told_without_a_traceback(error: Exception, caught: bool) -> None:
     def fail() -> None:
         raise error
 
@@ -145,7 +146,7 @@ def test_progress_is_silent_without_a_terminal_and_shown_on_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work() -> None:
-        with step("think"):
+        with step("think of a[/b]"):
             pass
         assert list(track(iter("ab"), "count", 2)) == ["a", "b"]
         with bar("search", 4) as show:
@@ -157,5 +158,5 @@ def test_progress_is_silent_without_a_terminal_and_shown_on_one(
     work()
     captured = capsys.readouterr()
     assert captured.out == ""
-    for part in ("think", "count", "2/2", "search", "4/4"):
+    for part in ("think of a[/b]", "count", "2/2", "search", "4/4"):
         assert part in captured.err

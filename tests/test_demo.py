@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_demo_runs_and_says_what_it_measured(tmp_path: Path) -> None:
                  "verified", "written: out/demo.png"):
         assert part in done.stdout
     assert Image.open(tmp_path / "out" / "demo.png").size[0] > 1000
+
+
+def test_demo_prints_one_object(tmp_path: Path) -> None:
+    done = demo(tmp_path, "--images", "2", "--batch-size", "2", "--rounds", "2", "--json", "--out", "new/demo.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no terminal: no progress
+    value = json.loads(done.stdout)
+    assert value["pruned"]["miou"] > 0.8
+    assert value["dense"]["median_ms"] > 0
+    assert value["report"]["flops_cut"] >= 0.35
+    assert Path(tmp_path / value["written"]).is_file()
 
 
 def test_demo_refuses_a_cut_that_is_none(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import typer
 
 import lvtp_fx
-from lvtp_fx.cli.command import command
+from lvtp_fx.cli.command import check_writable, command
 from lvtp_fx.cli.eval import Data, Split
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions, read_config, write_config
 from lvtp_fx.cli.output import bar, print_json, print_notes, step
@@ -47,6 +47,7 @@ def calibrate(
         raise typer.BadParameter("give either --data or --images", param_hint="--data")
     if labels and data is None:
         raise typer.BadParameter("only together with --data", param_hint="--labels")
+    check_writable(out)
     given = {name: value for name, value in pruning.overrides().items() if name != "flops_cut" and value is not None}
     base = read_config(pruning.config) if pruning.config is not None else None
     with step(f"load {model.model}"):

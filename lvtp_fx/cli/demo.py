@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lvtp_fx.cli.command import command
+from lvtp_fx.cli.options import Json
 
 
 @command
@@ -17,8 +18,9 @@ def demo(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 4,
     images: Annotated[int, typer.Option(min=1, help="Held-out scenes to score, in full batches.")] = 64,
     rounds: Annotated[int, typer.Option(min=2, help="Timed runs of each model.")] = 20,
+    as_json: Json = False,
 ) -> None:
     """Prune the bundled segmenter on scenes it has never seen: check it, time it, score it, draw what it does."""
     from lvtp_fx.demo import main  # here: it needs matplotlib, which the other commands do not
 
-    main(out, flops_cut, batch_size, images, rounds)
+    main(out, flops_cut, batch_size, images, rounds, as_json)

@@ -11,7 +11,7 @@ import torch
 import typer
 
 import lvtp_fx
-from lvtp_fx.cli.command import command
+from lvtp_fx.cli.command import check_writable, command
 from lvtp_fx.cli.label_maps import LabelMaps, origin
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
@@ -59,7 +59,10 @@ def evaluate(
     if resume and save is None:
         raise typer.BadParameter("only together with --save", param_hint="--resume")
     config = pruning.load()
-    source = _labelled(data, split) if data is not None else _unlabelled(find_images(images or []))
+    if save is not None:
+        check_writable(save / "dense" / "0.png")
+    with step("find images"):
+        source = _labelled(data, split) if data is not None else _unlabelled(find_images(images or []))
     with step(f"load {model.model}"):
         named = model.load()
         device = torch.device(named.device)
@@ -80,7 +83,10 @@ def evaluate(
     ignored = source.data.ignore_index if isinstance(source.data, Labelled) else None
     meters = [SegmentationMeter(classes, ignored) for _ in runs]
     count = min(limit or len(source.ids), len(source.ids))
-    kept = None if save is None else LabelMaps(save, named.palette(classes), origin(named, fast, **options))
+    kept = None
+    if save is not None:
+        with step("take stock of the model"):
+            kept = LabelMaps(save, named.palette(classes), origin(named, fast, **options))
     with joined(device) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"score {len(own)} of {count} images", total=len(own)):

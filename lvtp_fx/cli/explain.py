@@ -12,7 +12,7 @@ from torch import fx
 
 import lvtp_fx
 from lvtp_fx.cli.bench import device_name, timed
-from lvtp_fx.cli.command import REFUSED, command
+from lvtp_fx.cli.command import REFUSED, check_writable, command
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, step
 from lvtp_fx.cli.timing import Latency
@@ -44,6 +44,9 @@ def explain(
         raise typer.BadParameter("images are shown on the page that --html writes", param_hint="--images")
     if rounds == 1:
         raise typer.BadParameter("a median takes two runs or more", param_hint="--rounds")
+    for path in (html, graph):
+        if path is not None:
+            check_writable(path)
     config = pruning.load()
     with step(f"load {model.model}"):
         named = model.load()
@@ -51,7 +54,8 @@ def explain(
     with step("explain"):
         report, fast = _explained(named, inputs, config, with_graph=html is not None or graph is not None)
     if graph is not None and fast is not None:
-        _graph(graph, fast, named.name)
+        with step(f"write {graph}"):
+            _graph(graph, fast, named.name)
     if html is not None:
         files = find_images(images, limit) if images else []
         latency = timed(named.dense, fast, inputs, rounds, compile_=True) if fast is not None and rounds else None

@@ -9,10 +9,12 @@ import typer
 
 try:
     from lvtp_fx.cli import bench, calibrate, demo, eval, explain, transform, verify
+    from lvtp_fx.cli.command import Commands
 except ImportError as error:
     raise ImportError("the command line needs more than torch: pip install 'lvtp_fx[cli]'") from error
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Prune the tokens of Vision-Transformer segmenters: without retraining, checked against the dense model.\n\n"

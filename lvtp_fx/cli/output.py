@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from lvtp_fx.ranks import speaks
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 @contextmanager
 def step(text: str) -> Iterator[None]:
     """A line with a clock while the work inside goes on."""
-    with _progress(SpinnerColumn(finished_text="*"), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
+    with _progress(SpinnerColumn(finished_text="*"), _text(), TimeElapsedColumn()) as progress:
         task = progress.add_task(text, total=1)
         yield
         progress.update(task, completed=1)
@@ -43,7 +44,11 @@ def bar(text: str, total: int) -> Iterator[Callable[[int, int], None]]:
 
 
 def _counted() -> Progress:
-    return _progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return _progress(_text(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+def _text() -> TextColumn:
+    return TextColumn("{task.description}", markup=False)  # names of files and models may hold brackets
 
 
 def _progress(*columns: Any) -> Progress:
@@ -57,7 +62,7 @@ def print_json(found: dict[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; all columns but the first are numbers."""
-    table = Table(columns[0], title=title, title_justify="left")
+    table = Table(columns[0], title=Text(title), title_justify="left")
     for name in columns[1:]:
         table.add_column(name, justify="right")
     for row in rows:

@@ -11,7 +11,7 @@ import typer
 from torch import fx
 
 import lvtp_fx
-from lvtp_fx.cli.command import command
+from lvtp_fx.cli.command import check_writable, command
 from lvtp_fx.cli.options import Json, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, step
 
@@ -35,6 +35,7 @@ def transform(
     Example: lvtp-fx transform bundled --flops-cut 0.35 --to pruned.pt2
     """
     save, kind = writer(to)
+    check_writable(to)
     config = pruning.load()
     with step(f"load {model.model}"):
         named = model.load()
@@ -45,7 +46,6 @@ def transform(
     if verify:
         with step("verify against the dense oracle"):
             error = lvtp_fx.verify(named.model, fast, inputs).max_error
-    to.parent.mkdir(parents=True, exist_ok=True)
     with step(f"write {to}"):
         save(fast, inputs, to)
     report = cast(lvtp_fx.Report, fast.report)

@@ -32,7 +32,8 @@ def verify(
         named = model.load()
     inputs = named.inputs(batch)
     if images:
-        inputs = (named.prepared([read_image(file) for file in find_images(images, limit)]),)
+        with step("read images"):
+            inputs = (named.prepared([read_image(file) for file in find_images(images, limit)]),)
     with step("transform"):
         fast = lvtp_fx.transform(named.model, inputs, config=config)
     with step("verify against the dense oracle"):
