@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,18 @@ from torch.utils import _pytree as pytree
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.preprocess import Preprocess, Size
+from lvtp_fx.pictures.segment import find_logits
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """The logits [B, C, h, w] in what a segmenter returns.
-
-    A tensor; transformers' `logits`; torchvision's `out`; else the first tensor with four axes.
+    """The logits [B, C, h, w], C >= 2, in what a segmenter returns: see `lvtp_fx.pictures.segment.find_logits`.
 
     Raises:
         LvtpError: LVTP401 where there is none.
     """
-    if isinstance(output, Mapping):
-        output = next((output[key] for key in ("logits", "out") if output.get(key) is not None), output)
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, torch.Tensor) and leaf.ndim == 4 and leaf.is_floating_point():
-            return leaf
+    logits = find_logits(output)
+    if logits is not None:
+        return logits
     shapes = [f"{tuple(leaf.shape)}" for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     raise LvtpError(
         Code.BAD_INPUT, where="the model's output", expected="logits [batch, classes, height, width]",

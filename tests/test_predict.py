@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lvtp_fx.calibration.likeness import tally
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.checkpoint import Spec
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.palette import save_labels, to_rgb, voc_palette
 from lvtp_fx.models.predict import Predictor, logits_of, starts
 from lvtp_fx.models.preprocess import ProcessorPreprocess, SpecPreprocess, resized
+from lvtp_fx.pictures.segment import labels
 
 SPEC = Spec((32, 48), 3, None, 255.0, (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))
 PREPROCESS = SpecPreprocess(SPEC)
@@ -79,6 +82,60 @@ def test_logits_are_found_in_what_segmenters_return() -> None:
         assert logits_of(output) is logits
     with pytest.raises(LvtpError, match=r"LVTP401 .*(?s:.)*got: \(1, 7\)"):
         logits_of((torch.rand(1, 7),))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 20}])
+def test_one_plane_is_of_class_1_where_it_is_positive(options: dict[str, Any]) -> None:
+    def binary(x: torch.Tensor) -> torch.Tensor:
+        return places(x)[:, :1]
+
+    def two(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([binary(x) * 0, binary(x)], 1)
+
+    [found], [expected] = (Predictor(run, PREPROCESS, **options)([IMAGE]) for run in (binary, two))
+    assert torch.equal(found, expected)
+    assert set(found.unique().tolist()) == {0, 1}
+    x = PREPROCESS(IMAGE, SPEC.img_size)[None]
+    assert torch.equal(labels(binary(x)), (binary(x)[:, 0] > 0).long())  # and so do the pictures
+    assert logits_of(binary(x)).shape[1] == 2  # which is how classes are counted
+    label = (binary(x)[:, 0] > 0).long()
+    assert tally(binary(x), label).tolist() == torch.bincount(label.flatten(), minlength=2).diag().tolist()
+
+
+def queries(classes: int) -> Any:
+    from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
+
+    generator = torch.Generator().manual_seed(0)
+    return Mask2FormerForUniversalSegmentationOutput(
+        class_queries_logits=torch.randn(2, 9, classes + 1, generator=generator),
+        masks_queries_logits=torch.randn(2, 9, 384, 384, generator=generator))  # the size that the processor works at
+
+
+def test_queries_are_joined_to_classes_as_their_image_processor_does() -> None:
+    from transformers import Mask2FormerImageProcessor
+
+    output = queries(classes=5)
+    expected = torch.stack(Mask2FormerImageProcessor().post_process_semantic_segmentation(output))
+    assert logits_of(output).shape == (2, 5, 384, 384)
+    assert torch.equal(logits_of(output).argmax(1), expected)
+    assert len(expected.unique()) == 5
+    for form in (dict(output), SimpleNamespace(**output)):
+        assert torch.equal(labels(form), expected)
+    output["class_queries_logits"] = output["class_queries_logits"][:, :8]
+    with pytest.raises(LvtpError, match=r"LVTP401 .*(?s:.)*got: \(2, 8, 6\), \(2, 9, 384, 384\)"):
+        logits_of(output)
+
+
+def test_queries_of_one_class_are_that_class_where_it_is_more_likely_than_not() -> None:
+    output = queries(classes=1)
+    output["class_queries_logits"][..., 0] -= 2.5
+    share = output["class_queries_logits"].softmax(-1)[..., 0]
+    likely = (share[..., None, None] * output["masks_queries_logits"].sigmoid()).sum(1) - 0.5
+    found = labels(output)
+    assert found is not None
+    sure = likely.abs() > 1e-5
+    assert torch.equal(found[sure], (likely > 0).long()[sure])
+    assert set(found.unique().tolist()) == {0, 1}
 
 
 def test_whole_image_is_resized_and_its_logits_resized_back() -> None:

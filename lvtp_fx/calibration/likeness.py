@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from lvtp_fx.pictures.segment import two_planes
+
 
 def reference(output: Any) -> list[torch.Tensor]:
     """What of a dense output has to be kept: class maps int64 [B, H, W] where its first floating-point tensor is
@@ -38,14 +40,16 @@ def tally(output: Any, label: torch.Tensor) -> torch.Tensor:
     """Pixels counted by label and predicted class: [classes, classes] int64 on the CPU, rows the label.
 
     Args:
-        output: its first floating-point tensor is logits [B, classes, H, W]; where H, W are not the label's, they are
-            resized bilinearly.
+        output: its first floating-point tensor is logits [B, classes, H, W], or [B, 1, H, W] of two classes; where
+            H, W are not the label's, they are resized bilinearly.
         label: integers [B, h, w]; what is outside [0, classes) is left out.
 
     Raises:
         ValueError: for other shapes or dtypes.
     """
     logits = next(iter(_tensors(output)), torch.zeros(0))
+    if logits.ndim == 4:
+        logits = two_planes(logits)
     if not _is_logits(logits) or label.ndim != 3 or len(label) != len(logits) or label.is_floating_point():
         raise ValueError(f"labels need logits [B, classes, H, W] and integers [B, h, w], got "
                          f"{list(logits.shape)} and {label.dtype} {list(label.shape)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -20,17 +20,47 @@ def dense_output(model: nn.Module, images: torch.Tensor) -> Any:
 
 
 def labels(output: Any) -> torch.Tensor | None:
-    """Predicted classes [B, h, w] int64, on the CPU, and None where the output holds no logits.
+    """Predicted classes [B, h, w] int64, on the CPU, and None where the output holds no logits: see `find_logits`."""
+    logits = find_logits(output)
+    return None if logits is None else logits.argmax(1).cpu()
 
-    Args:
-        output: a tensor, or a nest or an object of tensors; its first floating 4-D tensor [B, classes, h, w] is taken
-            for the logits. With one class, positive logits are class 1 and others class 0.
+
+def find_logits(output: Any) -> torch.Tensor | None:
+    """Logits [B, classes, h, w], of two classes or more, in what a segmenter returns; None where there are none.
+
+    Transformers' queries and their masks, joined; its `logits`; torchvision's `out`; else the first floating tensor
+    with four axes, in a nest or an object. One plane alone becomes two, see `two_planes`.
     """
-    logits = next((t for t in _tensors(output) if t.ndim == 4 and t.is_floating_point() and 0 not in t.shape), None)
-    if logits is None:
+    masks = _field(output, "masks_queries_logits")
+    if masks is not None:
+        return _joined(_field(output, "class_queries_logits"), masks)
+    named = next((found for name in ("logits", "out") if (found := _field(output, name)) is not None), output)
+    logits = next((t for t in _tensors(named) if t.ndim == 4 and t.is_floating_point() and 0 not in t.shape), None)
+    return None if logits is None else two_planes(logits)
+
+
+def two_planes(logits: torch.Tensor) -> torch.Tensor:
+    """One plane [B, 1, h, w] is of class 1, and zeros of class 0 go before it: class 1 is where it is positive. Of more
+    planes each is a class, and they are returned as they are."""
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def _joined(classes: Any, masks: Any) -> torch.Tensor | None:
+    """A plane a class, from what queries say of their class, [B, Q, classes and none], and where, [B, Q, h, w].
+
+    As transformers' post_process_semantic_segmentation does it, at the masks' own size. None for other shapes.
+    """
+    if not (isinstance(classes, torch.Tensor) and isinstance(masks, torch.Tensor)):
         return None
-    found = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1)
-    return found.long().cpu()
+    if classes.ndim != 3 or masks.ndim != 4 or classes.shape[:2] != masks.shape[:2] or classes.shape[2] < 2:
+        return None
+    planes = torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+    # These are sums of probabilities, not logits: of one class, none is negative.
+    return two_planes(planes - 0.5) if planes.shape[1] == 1 else planes
+
+
+def _field(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
