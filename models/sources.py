@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from lvtp_fx.models.adapters import EncoderSegmenter, timm_segmenter, torchvision_segmenter
+from lvtp_fx.models.backbones import read_state
 from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
 from lvtp_fx.models.named import Named
 from lvtp_fx.models.preprocess import SpecPreprocess
@@ -53,10 +55,14 @@ def backbone(kind: str, name: str, request: Request) -> Named:
                 model = timm_segmenter(**shape)
             else:
                 model = torchvision_segmenter(**shape, **_square(request))
-    except (FileNotFoundError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except Exception as error:
+        junk = request.weights is not None and request.weights.is_file() and _holds_no_weights(request.weights)
+        if not junk and not isinstance(error, FileNotFoundError | RuntimeError | ValueError | TypeError
+                                       | AssertionError):
+            raise
         known = get_close_matches(name, [known for known in _names(kind) if known != name], n=3)
         raise bad_model(request.name, f"a plain ViT of {kind}, and weights that are its own",
-                        str(error), "its tokens are pruned",
+                        f"no weights in {request.weights}" if junk else str(error), "its tokens are pruned",
                         f"another name{', such as ' + ', '.join(known) if known else ''}, size or file") from error
     mean, std = _statistics(kind, name, model)
     spec = Spec(model.img_size, shape["classes"], None, 1.0, mean, std)
@@ -83,6 +89,14 @@ def function(request: Request) -> Named:
         return Named(request.name, model, SpecPreprocess(spec), ignore_index=spec.ignore_index)
     preprocess, notes = guessed(request, request.size or inferred_size(model), "the function gives no Spec")
     return Named(request.name, model, preprocess, notes=notes)
+
+
+def _holds_no_weights(path: Path) -> bool:
+    """Whether a file, which could not be loaded, is no state dict: readers of junk raise errors of many kinds."""
+    try:
+        return not isinstance(read_state(path), Mapping)
+    except Exception:
+        return True
 
 
 def _square(request: Request) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lvtp_fx.models.named import Named
 from lvtp_fx.models.preprocess import Preprocess, ProcessorPreprocess
 from lvtp_fx.models.request import Request, bad_model, guessed, inferred_size
@@ -26,7 +28,7 @@ def load(folder: Path, request: Request) -> Named:
         with _quiet(library):
             model, info = library.AutoModelForSemanticSegmentation.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise bad_model(request.name, "a model that AutoModelForSemanticSegmentation can load", str(error).strip(),
                         "label maps are its logits' argmax", "a folder of such a model") from error
     if info["missing_keys"]:

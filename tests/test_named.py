@@ -158,6 +158,8 @@ def test_transformers_folder_that_lacks_something(hf_folder: Path, tmp_path: Pat
     save_file({name: state[name] for name in state if name not in head}, hf_folder / "model.safetensors",
               {"format": "pt"})
     refused(Request(f"hf:{hf_folder}"), r"none for decode_head\.classifier")
+    (hf_folder / "model.safetensors").write_bytes(b"junk")
+    refused(Request(f"hf:{hf_folder}"), "AutoModelForSemanticSegmentation can load")
     config = json.loads((hf_folder / "config.json").read_text())
     (hf_folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     refused(Request(f"hf:{hf_folder}"), "AutoModelForSemanticSegmentation can load")
@@ -252,6 +254,20 @@ def test_weights_of_a_classifier_serve_at_another_size(tmp_path: Path) -> None:
     assert named.notes == ("the head's weights are random",)
     refused(replace(request, weights=tmp_path / "none.pth"), r"no file .*none\.pth")
     refused(replace(request, name="timm:eva02_tiny_patch14_224", size=(28, 28)), "Missing key")
+
+
+@pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\x80", b"junk", b"<!DOCTYPE html>" * 9, b"PK\x03\x04" + b"\0" * 40])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, model: str, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(Request(model, (32, 32), weights=tmp_path / name), f"got: no weights in .*{name}")
+
+
+@pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, model: str) -> None:
+    torch.save(torch.ones(3), tmp_path / "weights.pth")
+    refused(Request(model, (32, 32), weights=tmp_path / "weights.pth"), r"got: no weights in .*weights\.pth")
 
 
 @pytest.mark.parametrize(("missing", "name"), [
