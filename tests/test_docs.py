@@ -53,6 +53,13 @@ def test_links_lead_to_files(page: str) -> None:
         assert target.startswith("https://") or (DOCS / target).exists(), target
 
 
+def test_the_two_examples_of_extending_are_short() -> None:
+    blocks = [block for block, _ in FENCE.findall((DOCS / "extend.md").read_text())]
+    for what in ("strategy=Checkerboard()", "= cumulative\n"):
+        (example,) = (block for block in blocks if what in block)
+        assert len(example.splitlines()) < 40
+
+
 def test_the_error_catalogue_is_the_codes() -> None:
     assert (DOCS / "errors.md").read_text() == catalogue()
     for code in Code:
