@@ -31,7 +31,7 @@ from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
 from lvtp_fx.pictures import figures, graph, page
 from lvtp_fx.pictures.colours import NO_VALUE, SCALE, heat, palette, png
 from lvtp_fx.pictures.segment import dense_output, labels
-from lvtp_fx.pictures.views import SiteViews, Views, make_views
+from lvtp_fx.pictures.views import OF_SITE, SiteViews, Views, make_views
 from lvtp_fx.report import BlockReport, Report, Unmatched
 
 ATTACK = '</script><script>document.title="ran"</script>"\'><img src=x onerror=alert(1)>'
@@ -250,8 +250,11 @@ def test_plot_of_images_shows_what_the_page_shows(bundled: SimpleNamespace) -> N
     assert {"Image", "Dense segmentation", "Pruned segmentation", *kept} <= set(titles)
     assert [titles.count(name) for name in ("Owners", "Attention entropy", "Edges")] == [3, 3, 3]
     views = make_views(bundled.model, bundled.fast, bundled.x[:1], bundled.shown[:1])
-    owners = next(ax for ax in figure.axes if ax.get_title() == "Owners")
-    assert np.array_equal(owners.images[1].get_array(), views.sites[0].pictures["owners"][0])
+    pictures = [views.images[0], *(found[0] for found in views.fixed.values())]
+    pictures += [site.pictures[name][0] for site in views.sites for name in OF_SITE if name in site.pictures]
+    drawn = [ax.images[-1].get_array() for ax in figure.axes if ax.images]
+    assert len(drawn) == 4 + 4 * 3
+    assert all(np.array_equal(a, b) for a, b in zip(drawn, pictures, strict=True))
     with pytest.raises(ValueError, match="dense model"):
         bundled.fast.report.plot(images=bundled.x)
 
