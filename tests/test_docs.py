@@ -60,6 +60,21 @@ def test_the_two_examples_of_extending_are_short() -> None:
         assert len(example.splitlines()) < 40
 
 
+def test_measured_figures_are_those_of_the_benches() -> None:
+    """Each row, so that the page cannot drift from what the benches wrote."""
+    root = DOCS.parent
+    sources = [root / "README.md", *sorted((root / "bench").glob("*.md"))]
+    written = {line for source in sources for line in source.read_text().splitlines()}
+    rows = [line for line in (DOCS / "measured.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert [row for row in rows if row not in written] == []
+
+
+def test_the_index_names_every_page() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", (DOCS / "README.md").read_text())
+    assert sorted([*targets, "README.md"]) == PAGES
+
+
 def test_the_error_catalogue_is_the_codes() -> None:
     assert (DOCS / "errors.md").read_text() == catalogue()
     for code in Code:
