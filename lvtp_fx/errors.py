@@ -156,6 +156,20 @@ def _rebuild(code: Code, fields: dict[str, str]) -> LvtpError:
     return LvtpError(code, **fields)
 
 
+def one_line(error: LvtpError) -> str:
+    """Code, place, what was expected and found, and what to try."""
+    text = f"{error.code} {error.slug} at {error.where}: expected {error.expected}; got {error.got}; try {error.hint}"
+    return " ".join(text.split())
+
+
+def missing_library(error: ImportError) -> LvtpError:
+    """LVTP504, of an ImportError whose message ends with what to install."""
+    needs, _, install = str(error).partition("pip install")
+    return LvtpError(
+        Code.LIBRARY_MISSING, where="lvtp-fx", expected="the libraries that this needs", got=needs.rstrip(" :"),
+        why="they are not part of the core", hint=f"pip install{install}")
+
+
 def catalogue() -> str:
     """All codes as Markdown: `docs/errors.md`."""
     head = (

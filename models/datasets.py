@@ -84,6 +84,11 @@ def open_dataset(name: str, split: str | None = None) -> Labelled:
 
 
 def _camvid(name: str, folder: str, split: str) -> Labelled:
+    """In this project's layout, or as it comes with SegNet: SPLIT/*.png and SPLITannot/*.png of the same names."""
+    if Path(folder, f"{split}annot").is_dir():
+        images, labels = _paired(Path(folder, split), Path(folder, f"{split}annot"))
+        return Labelled(name, tuple(path.stem for path in images),
+                        lambda i: (read_image(images[i]), _label(labels[i])), len(_SEGNET), len(_SEGNET), _SEGNET)
     listed = CamVid(folder, split, (1, 1))  # checks the folder, knows the classes; images are read at their own size
 
     def item(i: int) -> Item:
@@ -119,11 +124,7 @@ def _cityscapes(name: str, folder: str, split: str) -> Labelled:
 
 def _ade20k(name: str, folder: str, split: str) -> Labelled:
     """Label 0 is no class, and the classes are counted from 0 without it."""
-    images = sorted(path for path in Path(folder, "images", split).iterdir() if is_image(path))
-    labels = [Path(folder, "annotations", split, f"{path.stem}.png") for path in images]
-    missing = next((path for path in labels if not path.is_file()), None)
-    if missing is not None:
-        raise DatasetMissingError(f"{missing} is missing, though there is an image of that name")
+    images, labels = _paired(Path(folder, "images", split), Path(folder, "annotations", split))
     listed = Path(folder, "objectInfo150.txt")  # comes with ADE20K; columns apart by tabs, the last one the name
     rows = listed.read_text().splitlines()[1:] if listed.is_file() else []
     names = tuple(row.split("\t")[-1].split(",")[0].strip() for row in rows)
@@ -147,6 +148,16 @@ def _scenes(name: str, count: str, split: str) -> Labelled:
     return Labelled(name, tuple(f"scene{i}" for i in range(int(count))), item, len(CLASS_NAMES), None, CLASS_NAMES)
 
 
+def _paired(images: Path, labels: Path) -> tuple[list[Path], list[Path]]:
+    """The images of a folder, by name, and their labels, PNGs of the same names in another."""
+    found = sorted(path for path in images.iterdir() if is_image(path))
+    wanted = [labels / f"{path.stem}.png" for path in found]
+    missing = next((path for path in wanted if not path.is_file()), None)
+    if missing is not None:
+        raise DatasetMissingError(f"{missing} is missing, though there is an image of that name")
+    return found, wanted
+
+
 def _label(path: Path) -> torch.Tensor:
     """The pixels of a PNG as they are stored: of one with a palette the indices."""
     try:
@@ -157,8 +168,10 @@ def _label(path: Path) -> torch.Tensor:
                    str(error)) from error
 
 
+_SEGNET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
 _READERS: dict[str, tuple[Callable[[str, str, str], Labelled], str, str]] = {
-    "camvid": (_camvid, "val", "meta.json, SPLIT.txt, images/SPLIT/ID.jpg and labels/SPLIT/ID.png"),
+    "camvid": (_camvid, "val", "meta.json, SPLIT.txt, images/SPLIT/ID.jpg and labels/SPLIT/ID.png, or "
+               "SegNet's SPLIT/*.png and SPLITannot/*.png"),
     "voc": (_voc, "val", "VOCdevkit/VOC2012 with ImageSets/Segmentation, JPEGImages and SegmentationClass"),
     "cityscapes": (_cityscapes, "val", "leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY"),
     "ade20k": (_ade20k, "validation", "images/SPLIT/*.jpg and annotations/SPLIT/*.png, label 0 for no class"),

@@ -403,6 +403,15 @@ def test_installed_command_fails_with_a_line_and_a_code(folder: Path) -> None:
     assert json.loads(done.stdout)["error"]["slug"] == "not-a-model-to-transform"
 
 
+def test_installed_command_without_its_libraries_is_a_line(folder: Path) -> None:
+    (folder / "typer.py").write_text("raise ImportError('no typer')")
+    done = installed(folder, "explain", "bundled", PYTHONPATH=str(folder))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert only_line(done.stderr) == (
+        "LVTP504 library-missing at lvtp-fx: expected the libraries that this needs; got the command line needs more "
+        "than torch; try pip install 'lvtp_fx[cli]'")
+
+
 def test_installed_command_shows_bugs(folder: Path) -> None:
     done = installed(folder, "explain", "users_own:broken")
     assert done.returncode == 1

@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lvtp_fx.cli.command import command, one_line
+from lvtp_fx.cli.command import command
 from lvtp_fx.cli.options import PruningOptions, Strategy, read_config, size_of, write_config
 from lvtp_fx.cli.output import bar, print_json, step, track
 from lvtp_fx.config import Config
-from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.errors import Code, LvtpError, one_line
 
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("352x480", (352, 480)), ("32X64", (32, 64))])

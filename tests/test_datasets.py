@@ -82,6 +82,18 @@ def test_camvid_keeps_its_own_size(camvid: Path) -> None:
         data[2]
 
 
+def test_camvid_as_it_comes_with_segnet(tmp_path: Path) -> None:
+    for name, shade in (("x", 1), ("y", 2)):
+        picture(tmp_path / f"val/{name}.png", shade)
+        label(tmp_path / f"valannot/{name}.png", [0, 10, 11, 3])
+    data = open_dataset(f"camvid:{tmp_path}")
+    assert (data.ids, data.classes, data.ignore_index, len(data.class_names)) == (("x", "y"), 11, 11, 11)
+    assert columns(data[1][1]) == [0, 10, 11, 3]
+    (tmp_path / "valannot/y.png").unlink()
+    with pytest.raises(LvtpError, match=r"LVTP105 (.|\n)*y.png is missing, though there is an image of that name"):
+        open_dataset(f"camvid:{tmp_path}")
+
+
 @pytest.mark.parametrize("size", [(7, 9), (24, 20)])
 def test_resized_is_what_the_camvid_reader_makes(camvid: Path, size: tuple[int, int]) -> None:
     image, found = open_dataset(f"camvid:{camvid}").resized(size)[1]

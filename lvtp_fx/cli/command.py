@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.errors import Code, LvtpError, missing_library, one_line
 from lvtp_fx.ranks import speaks
 
 # Of typer, or of click where typer does not bring its own: neither says where it is.
@@ -54,7 +54,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except ImportError as error:
             if "pip install" not in str(error):
                 raise
-            raise _refused(_of_library(error), as_json) from None
+            raise _refused(missing_library(error), as_json) from None
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -99,13 +99,6 @@ def _of_file(error: OSError) -> LvtpError:
         got=str(error.strerror), why="the command reads or writes it", hint="another path")
 
 
-def _of_library(error: ImportError) -> LvtpError:
-    needs, _, install = str(error).partition("pip install")
-    return LvtpError(
-        Code.LIBRARY_MISSING, where="lvtp-fx", expected="the libraries that this needs", got=needs.rstrip(" :"),
-        why="they are not part of the core", hint=f"pip install{install}")
-
-
 def _expanded(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [inspect.Parameter(
@@ -119,9 +112,3 @@ def _refused(error: LvtpError, as_json: bool) -> typer.Exit:
         names = ("code", "slug", "where", "expected", "got", "why", "hint")
         typer.echo(json.dumps({"error": {name: getattr(error, name) for name in names}}))
     return typer.Exit(FAILED if error.code == Code.VERIFY_MISMATCH.number else REFUSED)
-
-
-def one_line(error: LvtpError) -> str:
-    """Code, place, what was expected and found, and what to try."""
-    text = f"{error.code} {error.slug} at {error.where}: expected {error.expected}; got {error.got}; try {error.hint}"
-    return " ".join(text.split())

@@ -5,9 +5,9 @@ Exit codes: 0 done; 1 what was checked does not hold (or a bug, with its traceba
 
 from __future__ import annotations
 
-import typer
-
 try:
+    import typer
+
     from lvtp_fx.cli import bench, calibrate, demo, eval, explain, transform, verify
     from lvtp_fx.cli.command import Commands
 except ImportError as error:
@@ -28,10 +28,5 @@ for function in (
     app.command("eval" if function is eval.evaluate else function.__name__)(function)
 
 
-def main() -> None:
-    """Entry point of the installed command."""
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()
