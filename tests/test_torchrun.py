@@ -229,18 +229,17 @@ def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_two_hosts_that_share_no_files(
-    one: tuple[Path, str], hosts: list[tuple[str, str, str]], tmp_path: Path
-) -> None:
-    started = []
-    for name, address, end in hosts:
-        folder = tmp_path / name
+def on_hosts(hosts: list[tuple[str, str, str]], parent: Path, *arguments: str) -> tuple[list[Path], str]:
+    """One process on each, in a folder with a checkpoint that the other does not see: the folders, and what both
+    print."""
+    folders, started = [parent / name for name, _, _ in hosts], []
+    for (name, address, end), folder in zip(hosts, folders, strict=True):
         (folder / "tiny").mkdir(parents=True)
         write_tiny(folder / "tiny")
         command = launcher("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0][1]}:29500",
                            "--rdzv-conf", f"is_host={address == hosts[0][1]}", "--local-addr", address, processes=1)
         started.append(subprocess.Popen(
-            ["ip", "netns", "exec", name, *command, "lvtp_fx.cli.main", *EVAL], cwd=folder, text=True,
+            ["ip", "netns", "exec", name, *command, "lvtp_fx.cli.main", *arguments], cwd=folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(GLOO_SOCKET_IFNAME=end)))
     try:
         texts = [process.communicate(timeout=SECONDS) for process in started]
@@ -248,7 +247,18 @@ def test_two_hosts_that_share_no_files(
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0, 0], texts
-    assert "".join(out for out, _ in texts) == one[1]
-    maps = [tmp_path / name / "maps" for name, _, _ in hosts]
+    return folders, "".join(out for out, _ in texts)
+
+
+def test_two_hosts_that_share_no_files(
+    one: tuple[Path, str], hosts: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    folders, text = on_hosts(hosts, tmp_path / "eval", *EVAL)
+    assert text == one[1]
+    maps = [folder / "maps" for folder in folders]
     assert [len(label_maps(each)) for each in maps] == [6, 6]
     assert label_maps(*maps) == label_maps(one[0] / "maps")
+    folders, text = on_hosts(hosts, tmp_path / "calibrate", *CALIBRATE, "--out", "schedule.json")
+    assert text.count("written: schedule.json") == 1
+    [schedule] = [file for folder in folders for file in folder.glob("schedule.json*")]  # the first process's alone
+    assert schedule.read_bytes() == (one[0] / "schedule.json").read_bytes()
