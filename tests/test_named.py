@@ -258,7 +258,8 @@ def test_weights_of_a_classifier_serve_at_another_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"\x80", b"junk", b"<!DOCTYPE html>" * 9, b"PK\x03\x04" + b"\0" * 40])
+@pytest.mark.parametrize("content", [b"", b"\x80", b"junk", b"<!DOCTYPE html>" * 9, b"PK\x03\x04" + b"\0" * 40],
+                         ids=["empty", "a byte", "text", "page", "zip"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, model: str, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     refused(Request(model, (32, 32), weights=tmp_path / name), f"got: no weights in .*{name}")
