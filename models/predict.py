@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
+from lvtp_fx.classes import find_logits
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.preprocess import Preprocess, Size
-from lvtp_fx.pictures.segment import find_logits
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """The logits [B, C, h, w], C >= 2, in what a segmenter returns: see `lvtp_fx.pictures.segment.find_logits`.
+    """The logits [B, C, h, w], C >= 2, in what a segmenter returns: see `lvtp_fx.classes.find_logits`.
 
     Raises:
         LvtpError: LVTP401 where there is none.

@@ -25,12 +25,12 @@ from torch import fx, nn
 
 import lvtp_fx
 from lvtp_fx.capture import capture
+from lvtp_fx.classes import dense_output, labels
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.checkpoint import load_bundled
 from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
 from lvtp_fx.pictures import figures, graph, page
 from lvtp_fx.pictures.colours import NO_VALUE, SCALE, heat, palette, png
-from lvtp_fx.pictures.segment import dense_output, labels
 from lvtp_fx.pictures.views import OF_SITE, SiteViews, Views, make_views
 from lvtp_fx.report import BlockReport, Report, Unmatched
 

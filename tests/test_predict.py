@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lvtp_fx.calibration.likeness import tally
+from lvtp_fx.classes import labels
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.checkpoint import Spec
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.palette import save_labels, to_rgb, voc_palette
 from lvtp_fx.models.predict import Predictor, logits_of, starts
 from lvtp_fx.models.preprocess import ProcessorPreprocess, SpecPreprocess, resized
-from lvtp_fx.pictures.segment import labels
 
 SPEC = Spec((32, 48), 3, None, 255.0, (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))
 PREPROCESS = SpecPreprocess(SPEC)

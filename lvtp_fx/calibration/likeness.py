@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from lvtp_fx.pictures.segment import two_planes
+from lvtp_fx.classes import two_planes
 
 
 def reference(output: Any) -> list[torch.Tensor]:

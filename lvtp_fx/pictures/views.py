@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lvtp_fx.classes import NO_CLASSES, dense_output, labels
 from lvtp_fx.pictures.colours import DIFFERENT, Colour, Pixels, group_colours, heat, palette
 from lvtp_fx.pictures.maps import SiteMaps, site_maps
-from lvtp_fx.pictures.segment import NO_CLASSES, dense_output, labels
 
 LONGEST = 1024  # pixels of a picture's longer side; larger ones are made smaller
 CELL = 8  # pixels of a token in the picture of the owners, which has frames
