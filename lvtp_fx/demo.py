@@ -17,7 +17,6 @@ import lvtp_fx
 try:
     from rich.table import Table
 
-    from lvtp_fx._picture import Rows, draw
     from lvtp_fx.cli.command import check_writable
     from lvtp_fx.cli.output import console, print_json, step
     from lvtp_fx.cli.timing import Latency, Run, compiled, latencies
@@ -25,6 +24,7 @@ try:
     from lvtp_fx.models.metrics import SegmentationMeter
     from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
     from lvtp_fx.models.train import HELD_OUT
+    from lvtp_fx.pictures.examples import Rows, draw
 except ImportError as error:
     raise ImportError("the demo needs more than torch: pip install 'lvtp_fx[demo]'") from error
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lvtp_fx._picture import Rows, draw
 from lvtp_fx.decisions import Decision
 from lvtp_fx.demo import Latency, latencies, predict
+from lvtp_fx.pictures.examples import Rows, draw
 
 
 def test_latency_is_median_and_quartiles() -> None:
