@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lvtp_fx._picture import INK, PAPER, Panel, Pixels, _dimmed, _show
+from lvtp_fx.pictures.examples import INK, PAPER, Panel, Pixels, _dimmed, _show
 
 EACH = 2  # images of each kind
 LOST, WON, WRONG = (0.85, 0.15, 0.15), (0.10, 0.65, 0.25), (0.10, 0.10, 0.35)
