@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lvtp_fx.models.adapters import EncoderSegmenter, TimmEncoder
+from lvtp_fx.models.adapters import EncoderSegmenter
 from lvtp_fx.models.camvid import CamVid
 from lvtp_fx.models.checkpoint import Spec, TimmLinear
+from lvtp_fx.models.timm_encoders import TimmEncoder
 
 IMAGENET = {"scale": "0-255", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 

@@ -156,9 +156,13 @@ def _rebuild(code: Code, fields: dict[str, str]) -> LvtpError:
     return LvtpError(code, **fields)
 
 
-def one_line(error: LvtpError) -> str:
-    """Code, place, what was expected and found, and what to try."""
-    text = f"{error.code} {error.slug} at {error.where}: expected {error.expected}; got {error.got}; try {error.hint}"
+def one_line(error: LvtpError | str) -> str:
+    """Code, place, what was expected and found, and what to try, of an error or its text."""
+    place, _, rest = str(error).partition("\n  expected: ")
+    expected, _, rest = rest.partition("\n  got: ")
+    rest, _, hint = rest.rpartition("\n  try: ")  # from the right: what was got may be an error itself
+    got, _, _ = rest.rpartition("\n  why: ")
+    text = f"{place}: expected {expected}; got {got}; try {hint}"
     return " ".join(text.split())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -11,19 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lvtp_fx.models.backbones import timm_backbone, torchvision_backbone
-from lvtp_fx.models.decoders import HEADS
+from lvtp_fx.models.backbones import torchvision_backbone
+from lvtp_fx.models.decoders import HEADS, DPTHead, Level
+from lvtp_fx.models.timm_encoders import timm_encoder
 
 Head = Literal["linear", "mask", "dpt"]
 
 
 class TokenEncoder(Protocol):
-    """An encoder that gives its final patch tokens, and patch tokens after chosen blocks."""
+    """An encoder that gives its final tokens, and tokens after chosen blocks.
+
+    Attributes:
+        C, grid: channels, and rows and columns of the final tokens.
+        levels: the same of the tokens after each of its `depth` blocks; of a hierarchical encoder they differ.
+    """
 
     C: int
     grid: tuple[int, int]
     img_size: tuple[int, int]
     depth: int
+    levels: tuple[Level, ...]
 
     def tokens(self, image: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] to [B, N, C], final norm applied, prefix dropped."""
@@ -45,12 +51,13 @@ class EncoderSegmenter(nn.Module):
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         if classes < 1:
             raise ValueError(f"classes must be >= 1, got {classes}")
-        if head == "dpt" and encoder.depth < 4:
-            raise ValueError(f"the dpt head taps four blocks, the encoder has {encoder.depth}")
         self.encoder = cast(Any, encoder)
         self.img_size, self.kind = encoder.img_size, head
-        self.head = HEADS[head](encoder.C, classes, encoder.grid)
-        self.tap_blocks = [encoder.depth * (i + 1) // 4 - 1 for i in range(4)]
+        if head == "dpt":
+            self.tap_blocks = _taps(encoder.levels)
+            self.head: nn.Module = DPTHead([encoder.levels[i] for i in self.tap_blocks], classes)
+        else:
+            self.head = HEADS[head](encoder.C, classes, encoder.grid)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if self.kind == "dpt":
@@ -60,40 +67,14 @@ class EncoderSegmenter(nn.Module):
         return F.interpolate(planes, size=self.img_size, mode="bilinear", align_corners=False)
 
 
-class TimmEncoder(nn.Module):
-    """A timm model that keeps one token grid through all blocks, with random weights or those of a local file.
-
-    Raises:
-        ImportError: timm is not installed.
-        FileNotFoundError, RuntimeError: as `timm_backbone`.
-        ValueError: the model has no such grid.
-    """
-
-    def __init__(self, name: str, weights: Path | None = None, **kwargs: Any) -> None:
-        super().__init__()
-        self.model = cast(Any, timm_backbone(name, weights, **kwargs))
-        needed = ("blocks", "num_prefix_tokens", "patch_embed.grid_size", "patch_embed.img_size")
-        if not all(_has(self.model, path) for path in needed):
-            raise ValueError(f"{name} has no blocks of attention over one grid of patch tokens")
-        self.C, self.depth = self.model.num_features, len(self.model.blocks)
-        self.grid: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
-        self.img_size: tuple[int, int] = tuple(self.model.patch_embed.img_size)
-
-    def tokens(self, image: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.model.forward_features(image)[:, self.model.num_prefix_tokens :]
-        return out
-
-    def taps(self, image: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
-        out: list[torch.Tensor] = self.model.forward_intermediates(
-            image, indices=list(blocks), output_fmt="NLC", intermediates_only=True, norm=True)
-        return out
-
-
-def _has(model: object, path: str) -> bool:
-    try:
-        return attrgetter(path)(model) is not None
-    except AttributeError:
-        return False
+def _taps(levels: Sequence[Level]) -> list[int]:
+    """Blocks that the dpt head taps: of one grid four, spread evenly; of several the last of each, four at most."""
+    grids = [grid for _, grid in levels]
+    if len(set(grids)) > 1:
+        return sorted({grid: i for i, grid in enumerate(grids)}.values())[-4:]
+    if len(grids) < 4:
+        raise ValueError(f"the dpt head taps four blocks, the encoder has {len(grids)}")
+    return [len(grids) * (i + 1) // 4 - 1 for i in range(4)]
 
 
 class TorchvisionEncoder(nn.Module):
@@ -120,6 +101,7 @@ class TorchvisionEncoder(nn.Module):
         self.C, self.depth = self.model.hidden_dim, len(self.model.encoder.layers)
         side = self.model.image_size // self.model.patch_size
         self.grid, self.img_size = (side, side), (self.model.image_size, self.model.image_size)
+        self.levels: tuple[Level, ...] = ((self.C, self.grid),) * self.depth
 
     def _embedded(self, image: torch.Tensor) -> torch.Tensor:
         x = self.model._process_input(image)
@@ -170,6 +152,7 @@ class ExplicitEncoder(nn.Module):
                              f"or C {C} none of heads {heads}")
         side = img_size // patch_size
         self.C, self.depth, self.grid, self.img_size = C, depth, (side, side), (img_size, img_size)
+        self.levels: tuple[Level, ...] = ((C, self.grid),) * depth
         self.embed = nn.Conv2d(3, C, patch_size, patch_size)
         self.position = nn.Parameter(torch.randn(1, side * side, C) * 0.02)
         self.blocks = nn.ModuleList(_ExplicitBlock(C, heads) for _ in range(depth))
@@ -189,8 +172,8 @@ class ExplicitEncoder(nn.Module):
 
 
 def timm_segmenter(name: str, head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:
-    """A timm backbone and a decoder, in eval mode; keyword arguments are `TimmEncoder`'s. The decoder is random."""
-    return EncoderSegmenter(TimmEncoder(name, **kwargs), head, classes).eval()
+    """A timm backbone and a decoder, in eval mode; keyword arguments are `timm_encoder`'s. The decoder is random."""
+    return EncoderSegmenter(timm_encoder(name, **kwargs), head, classes).eval()
 
 
 def torchvision_segmenter(head: Head = "linear", classes: int = 8, **kwargs: Any) -> EncoderSegmenter:

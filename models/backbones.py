@@ -22,22 +22,29 @@ def timm_backbone(name: str, weights: Path | None = None, **kwargs: Any) -> nn.M
         FileNotFoundError: the file is missing.
         RuntimeError: timm has no such model, or the weights are not this model's (all but the classifier are needed).
     """
-    try:
-        import timm
-        from timm.models import get_pretrained_cfg, load_state_dict
-    except ImportError as error:
-        raise ImportError("timm models need the extra: pip install 'lvtp_fx[models]'") from error
+    timm = _timm()
     if weights is None:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
         return model
-    config = get_pretrained_cfg(name)
+    config = timm.models.get_pretrained_cfg(name)
     classifier = getattr(config, "classifier", None) or "head"
-    state = _without(load_state_dict(str(weights)), (classifier,) if isinstance(classifier, str) else classifier)
+    dropped = (classifier,) if isinstance(classifier, str) else classifier
+    state = _without(timm.models.load_state_dict(str(weights)), dropped)
     # Told that the weights have no classifier either, timm refuses whatever else is missing or left over.
     overlay = {"state_dict": state, "num_classes": 0, "custom_load": False}
     loaded: nn.Module = timm.create_model(
         name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **kwargs)
     return loaded
+
+
+def takes_image_size(name: str) -> bool:
+    """Whether timm builds the model for one image size, `img_size`; others take images of any size.
+
+    Raises:
+        ImportError: timm is not installed.
+    """
+    config = _timm().models.get_pretrained_cfg(name)
+    return config is None or bool(config.fixed_input_size)
 
 
 def torchvision_backbone(name: str, weights: Path | None = None, **kwargs: Any) -> nn.Module:
@@ -74,6 +81,14 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("timm models need the extra: pip install 'lvtp_fx[models]'") from error
+    return timm
 
 
 def _without(state: Mapping[str, Any], modules: tuple[str, ...]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from torch import nn
 
 from lvtp_fx.models.segmenter import Block
 
+Level = tuple[int, tuple[int, int]]  # channels of tokens, and their (rows, columns)
+
 
 def as_planes(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """[B, N, C] to [B, C, rows, columns]."""
@@ -64,25 +66,37 @@ class _Refine(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """Taps from four depths, resampled to four strides and fused from coarse to fine.
+    """Tokens tapped at several depths, as planes of several strides, fused from coarse to fine.
 
-    After DPT (arXiv 2103.13413, section 3). Four [B, N, C] to [B, classes, 4 * rows, 4 * columns].
+    After DPT (arXiv 2103.13413, section 3). [B, N, C] of each level to [B, classes, rows, columns] at the finest one.
+    Four levels of one grid are resampled to four strides, the finest of 4 * rows by 4 * columns; levels of several
+    grids keep their own.
+
+    Args:
+        levels: (channels, (rows, columns)) of each of the taps.
     """
 
-    def __init__(self, C: int, classes: int, grid: tuple[int, int], width: int = 32) -> None:
+    def __init__(self, levels: Sequence[Level], classes: int, width: int = 32) -> None:
         super().__init__()
-        self.grid = grid
-        self.resample = nn.ModuleList([
-            nn.ConvTranspose2d(C, width, 4, 4), nn.ConvTranspose2d(C, width, 2, 2),
-            nn.Conv2d(C, width, 1), nn.Conv2d(C, width, 3, 2, 1),
-        ])
-        self.refine = nn.ModuleList(_Refine(width) for _ in range(4))
+        self.grids = [grid for _, grid in levels]
+        channels = [C for C, _ in levels]
+        if len(set(self.grids)) == 1:
+            first, second, third, last = channels
+            layers: list[nn.Module] = [
+                nn.ConvTranspose2d(first, width, 4, 4), nn.ConvTranspose2d(second, width, 2, 2),
+                nn.Conv2d(third, width, 1), nn.Conv2d(last, width, 3, 2, 1),
+            ]
+        else:
+            layers = [nn.Conv2d(C, width, 1) for C in channels]
+        self.resample = nn.ModuleList(layers)
+        self.refine = nn.ModuleList(_Refine(width) for _ in layers)
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, taps: Sequence[torch.Tensor]) -> torch.Tensor:
-        levels = [layer(as_planes(tap, self.grid)) for layer, tap in zip(self.resample, taps, strict=True)]
-        x = self.refine[3](levels[3])
-        for level, refine in zip(reversed(levels[:3]), reversed(self.refine[:3]), strict=True):
+        planes = [as_planes(tap, grid) for tap, grid in zip(taps, self.grids, strict=True)]
+        levels = [layer(plane) for layer, plane in zip(self.resample, planes, strict=True)]
+        x = self.refine[-1](levels[-1])
+        for level, refine in zip(reversed(levels[:-1]), reversed(self.refine[:-1]), strict=True):
             x = F.interpolate(x, size=level.shape[-2:], mode="bilinear", align_corners=False)
             x = refine(x + level)
         out: torch.Tensor = self.head(x)

@@ -21,6 +21,8 @@ from lvtp_fx.models.preprocess import SpecPreprocess
 from lvtp_fx.models.request import Request, bad_model, guessed, inferred_size, only_own_size
 from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE
 
+_EXPECTED = {"timm": "a model of timm that gives feature maps", "torchvision": "a VisionTransformer of torchvision"}
+
 
 def bundled(request: Request) -> Named:
     """The segmenter that comes with the package."""
@@ -61,8 +63,8 @@ def backbone(kind: str, name: str, request: Request) -> Named:
                                        | AssertionError):
             raise
         known = get_close_matches(name, [known for known in _names(kind) if known != name], n=3)
-        raise bad_model(request.name, f"a plain ViT of {kind}, and weights that are its own",
-                        f"no weights in {request.weights}" if junk else str(error), "its tokens are pruned",
+        raise bad_model(request.name, f"{_EXPECTED[kind]}, and weights that are its own",
+                        f"no weights in {request.weights}" if junk else str(error), "the head reads its tokens",
                         f"another name{', such as ' + ', '.join(known) if known else ''}, size or file") from error
     mean, std = _statistics(kind, name, model)
     spec = Spec(model.img_size, shape["classes"], None, 1.0, mean, std)

@@ -12,12 +12,12 @@ from torch import nn
 from lvtp_fx.models.adapters import (
     EncoderSegmenter,
     ExplicitEncoder,
-    TimmEncoder,
     TorchvisionEncoder,
     explicit_segmenter,
     timm_segmenter,
     torchvision_segmenter,
 )
+from lvtp_fx.models.timm_encoders import timm_encoder
 from tests.zoo import ZOO, ZOO_FULL
 
 SMALL_VIT = {"img_size": 64, "depth": 4, "embed_dim": 64, "num_heads": 2}
@@ -55,7 +55,7 @@ def test_taps_end_where_tokens_do(name: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("encoder", [
-    TimmEncoder("vit_tiny_patch16_224", **SMALL_VIT), TorchvisionEncoder(**SMALL_TORCHVISION), ExplicitEncoder(64),
+    timm_encoder("vit_tiny_patch16_224", **SMALL_VIT), TorchvisionEncoder(**SMALL_TORCHVISION), ExplicitEncoder(64),
 ], ids=["timm", "torchvision", "explicit"])
 def test_tokens_are_patches_in_reading_order(encoder: Any) -> None:
     """Without blocks, a patch changes its own token and no other."""
@@ -102,13 +102,6 @@ def test_dpt_needs_four_blocks_and_the_others_one() -> None:
     assert explicit_segmenter("mask", img_size=32, depth=1)(torch.rand(1, 3, 32, 32)).shape == (1, 8, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p16_224"])
-def test_timm_model_without_one_grid_is_refused(name: str) -> None:
-    """The second has blocks and a patch embedding, but of convolutions that know no grid."""
-    with pytest.raises(ValueError, match=f"{name} has no blocks of attention over one grid of patch tokens"):
-        timm_segmenter(name)
-
-
 def test_explicit_encoder_refuses_what_does_not_divide() -> None:
     for wrong in ({"img_size": 40}, {"C": 65}):
         with pytest.raises(ValueError, match="is no multiple of"):
@@ -116,7 +109,7 @@ def test_explicit_encoder_refuses_what_does_not_divide() -> None:
 
 
 @pytest.mark.parametrize(("missing", "make"), [
-    ("timm", lambda: TimmEncoder("vit_tiny_patch16_224")), ("torchvision.models", TorchvisionEncoder),
+    ("timm", lambda: timm_encoder("vit_tiny_patch16_224")), ("torchvision.models", TorchvisionEncoder),
 ], ids=["timm", "torchvision"])
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, missing: str, make: Any) -> None:
     monkeypatch.setitem(sys.modules, missing, None)

@@ -43,7 +43,7 @@ def test_lines_of_the_other_pages_are_found() -> None:
 
 
 @pytest.mark.parametrize("line", [
-    "lvtp-fx explain bundled --flops-cut 0.35", "lvtp-fx explain timm:swin_tiny_patch4_window7_224",
+    "lvtp-fx explain bundled --flops-cut 0.35", "lvtp-fx explain timm:resnet18",
 ])
 def test_line_prints_what_the_page_shows(line: str) -> None:
     """Of those whose figures are counted: what is measured differs by machine."""

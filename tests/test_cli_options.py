@@ -115,6 +115,9 @@ def test_refusal_is_a_line_and_an_exit_code(code: Code, exit_code: int) -> None:
         raise error
 
     assert one_line(error) == f"{code.number} {code.slug} at here: expected a b; got c; try e"
+    outer = LvtpError(code, where="there", expected="no error", got=str(error), why="f", hint="g")
+    inner = " ".join(str(error).split())
+    assert one_line(str(outer)) == f"{code.number} {code.slug} at there: expected no error; got {inner}; try g"
     plain, as_json = run(fail), run(fail, "--json")
     assert (plain.exit_code, plain.stdout, plain.stderr) == (exit_code, "", one_line(error) + "\n")
     assert (as_json.exit_code, as_json.stderr) == (exit_code, plain.stderr)

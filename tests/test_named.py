@@ -105,7 +105,7 @@ def test_timm_backbone_gets_a_head_and_the_statistics_of_timm() -> None:
     again = load_named(Request("timm:vit_tiny_patch16_224", (32, 64), "mask", 5))
     assert torch.equal(named.dense(*named.inputs(1)), again.dense(*again.inputs(1)))
     refused(Request("timm:vit_tiny_patch61_224"), "such as vit_tiny_patch16_224")
-    refused(Request("timm:resnet18"), "no blocks of attention over one grid")
+    refused(Request("timm:maxvit_pico_rw_256", (100, 100)), "expected: a model of timm that gives feature maps")
 
 
 def test_torchvision_backbone() -> None:

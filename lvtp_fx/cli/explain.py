@@ -17,6 +17,7 @@ from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOption
 from lvtp_fx.cli.output import print_json, print_notes, step
 from lvtp_fx.cli.timing import Latency
 from lvtp_fx.config import Config
+from lvtp_fx.errors import one_line
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.named import Named
 from lvtp_fx.models.preprocess import resized
@@ -66,7 +67,7 @@ def explain(
         typer.echo(str(report))
         print_notes(named.notes)
     if report.refused:
-        typer.echo(" ".join(report.refused.split()), err=True)
+        typer.echo(one_line(report.refused), err=True)
         raise typer.Exit(REFUSED)
 
 
