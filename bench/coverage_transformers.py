@@ -122,14 +122,8 @@ ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], fl
     "VitPoseForPoseEstimation": ("VitPoseForPoseEstimation", _vitpose, _pictures(), 0.1),
     "VitPoseForPoseEstimation, experts": ("VitPoseForPoseEstimation", lambda: _vitpose(3), _pictures(
         dataset_index=lambda b, _: torch.arange(b) % 3), 0.1),
-    "EomtForUniversalSegmentation": (
-        "EomtForUniversalSegmentation", _eomt, _pictures(), 0.1),
-    "EomtDinov3ForUniversalSegmentation": (
-        "EomtDinov3ForUniversalSegmentation", _eomt_dinov3, _pictures(), 0.1),
-    "EomtForUniversalSegmentation, mask probabilities as numbers": (
-        "EomtForUniversalSegmentation", _eomt, _pictures(), 0.1),
-    "EomtDinov3ForUniversalSegmentation, mask probabilities as numbers": (
-        "EomtDinov3ForUniversalSegmentation", _eomt_dinov3, _pictures(), 0.1),
+    "EomtForUniversalSegmentation": ("EomtForUniversalSegmentation", _eomt, _pictures(), 0.1),
+    "EomtDinov3ForUniversalSegmentation": ("EomtDinov3ForUniversalSegmentation", _eomt_dinov3, _pictures(), 0.1),
     "CLIPSegForImageSegmentation": (
         "CLIPSegForImageSegmentation", _clipseg, _pictures(input_ids=_words), 0.02),
     "YolosForObjectDetection": ("YolosForObjectDetection", lambda: hf.YolosConfig(
@@ -157,10 +151,6 @@ def _model(name: str, attention: str) -> Model:
         for module in model.modules():  # segmenters hand the wish on to none or some of their parts
             if isinstance(settings := getattr(module, "config", None), hf.PreTrainedConfig):
                 settings._attn_implementation = attention
-        if "as numbers" in name:  # a branch of EoMT reads a buffer; export needs a number
-            probabilities = model.attn_mask_probs.tolist()
-            del model.attn_mask_probs
-            model.attn_mask_probs = probabilities
         return model
 
     return Model(f"{name} {attention}", make, inputs, cut)

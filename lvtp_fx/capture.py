@@ -18,7 +18,8 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
-from lvtp_fx.capture_refusals import cannot_capture, cannot_copy, check_devices, first_line
+from lvtp_fx.buffer_reads import reading_buffers
+from lvtp_fx.capture_refusals import cannot_capture, cannot_copy, check_devices, first_line, quiet_failure
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.fold_masks import fold_masks
 
@@ -37,6 +38,7 @@ class Capture:
         args, kwargs: the example inputs, at the batch size that was captured.
         note: why the batch size is fixed, or "".
         thawed: parameters that `torch.no_grad()` keeps from training in the model, and nothing does in the graph.
+        read: buffers whose values Python asked for; what it then did is fixed in the graph.
     """
 
     module: fx.GraphModule
@@ -45,6 +47,7 @@ class Capture:
     kwargs: dict[str, Any]
     note: str = ""
     thawed: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
 
 
 def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -55,7 +58,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
             on several devices.
     """
     if isinstance(model, ExportedProgram):
-        return _finish(model, args, kwargs, "")
+        return _finish(model, (), args, kwargs, "")
     check_devices(model)
     wide = at_least_two(args, kwargs)
     with _plain_modes(args, kwargs):
@@ -64,7 +67,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             raise cannot_copy(model, error) from error
         try:
-            free = _finish(exported(twin, *wide, dynamic=True), *wide, "")
+            free = _finish(*_exported(twin, *wide, dynamic=True), *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
@@ -72,10 +75,10 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
                 return free
             note = f"the batch size is fixed at {batch_size(args, kwargs)}: the captured graph was specialised to it"
         try:
-            program = exported(twin, args, kwargs, dynamic=False)
+            program, read = _exported(twin, args, kwargs, dynamic=False)
         except Exception as error:
             raise cannot_capture(model, error) from error
-        return _finish(program, args, kwargs, note)
+        return _finish(program, read, args, kwargs, note)
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
@@ -90,7 +93,18 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
     return export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
 
 
-def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], note: str) -> Capture:
+def _exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
+) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """`exported`, and the buffers whose values Python asked for."""
+    with quiet_failure(), reading_buffers(model) as reads:
+        program = exported(model, args, kwargs, dynamic=dynamic)
+    return program, tuple(sorted(reads.read))
+
+
+def _finish(
+    program: ExportedProgram, read: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], note: str
+) -> Capture:
     module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
@@ -100,7 +114,7 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
-    return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program))
+    return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program), read)
 
 
 def _thawed(program: ExportedProgram) -> tuple[str, ...]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from itertools import chain
 from pathlib import Path
 
@@ -49,6 +54,23 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
         expected="a model that torch.export.export(model, example, strict=False) captures",
         got=f"{type(error).__name__}: {first_line(error)}", why=why, hint=hint,
     )
+
+
+@contextmanager
+def quiet_failure() -> Iterator[None]:
+    """Where export fails it prints the graph so far and a remark, once an attempt: the refusal says what matters."""
+    printed, logger = io.StringIO(), logging.getLogger("torch.fx.experimental.symbolic_shapes")
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Unable to find user code")
+
+    logger.addFilter(other)
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        logger.removeFilter(other)
+    sys.stderr.write(printed.getvalue())
 
 
 def first_line(error: Exception) -> str:

@@ -49,6 +49,9 @@ def _notes(captured: Capture) -> Iterator[str]:
         several = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield (f"torch.no_grad() in the model is not in the graph: in training, gradients reach {names[0]}{several}; "
                "requires_grad_(False) freezes them")
+    if captured.read:
+        yield (f"Python reads the values of {', '.join(captured.read)} in forward: what it does with them is fixed in "
+               "the graph")
 
 
 def _blocks(plan: Plan) -> Iterator[BlockReport]:

@@ -26,7 +26,7 @@ PROVED = {  # name: attention blocks
     ("timm", "vit_relpos_small_patch16_rpn_224 taps"): 4,
     ("transformers", "BeitForSemanticSegmentation sdpa"): 3,
     ("transformers", "CLIPSegForImageSegmentation sdpa"): 7,  # three of them in the decoder
-    ("transformers", "EomtForUniversalSegmentation, mask probabilities as numbers sdpa"): 4,
+    ("transformers", "EomtForUniversalSegmentation sdpa"): 4,
     ("transformers", "Sapiens2ForSemanticSegmentation sdpa"): 4,
     ("other", "a returned attention map"): 4,
     ("other", "einsum and einops"): 4,

@@ -47,7 +47,7 @@ class Silent(nn.Module):
 
 
 class Gated(nn.Module):
-    """A branch on a buffer, as EoMT has it."""
+    """A branch on what is computed of a buffer, in a way that is not followed."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Gated(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(image)
-        return logits * 2 if self.gate > 0 else logits
+        return logits * 2 if torch.as_tensor(self.gate).sinh() > 0 else logits
 
 
 @dataclass
@@ -101,6 +101,12 @@ def test_lvtp101_names_the_line_that_stops_capture() -> None:
     assert why == "  why: Python at that line asks for a tensor's value, which a graph does not have"
     assert hint == ("  try: put a Python number in the place of a buffer that the line reads (del model.x; "
                     "model.x = 0.0), take the branch out of forward, or pass the encoder alone")
+
+
+def test_refusal_is_all_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.export prints the graph so far, where it fails."""
+    refusal(lambda: lvtp_fx.transform(Branches(), (torch.rand(2, 3, 32, 32),)))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_lvtp101_for_an_error_without_a_message() -> None:
