@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -25,15 +26,19 @@ def labels(output: Any) -> torch.Tensor | None:
     return None if logits is None else logits.argmax(1).cpu()
 
 
-def find_logits(output: Any) -> torch.Tensor | None:
+def find_logits(output: Any, size: tuple[int, int] | None = None) -> torch.Tensor | None:
     """Logits [B, classes, h, w], of two classes or more, in what a segmenter returns; None where there are none.
 
     Transformers' queries and their masks, joined; its `logits`; torchvision's `out`; else the first floating tensor
     with four axes, in a nest or an object. One plane alone becomes two, see `two_planes`.
+
+    Args:
+        size: (height, width) at which masks of queries are joined, the input's in the papers (Mask2Former, arXiv
+            2112.01527; EoMT, arXiv 2503.19108); None for the masks' own.
     """
     masks = _field(output, "masks_queries_logits")
     if masks is not None:
-        return _joined(_field(output, "class_queries_logits"), masks)
+        return _joined(_field(output, "class_queries_logits"), masks, size)
     named = next((found for name in ("logits", "out") if (found := _field(output, name)) is not None), output)
     logits = next((t for t in _tensors(named) if t.ndim == 4 and t.is_floating_point() and 0 not in t.shape), None)
     return None if logits is None else two_planes(logits)
@@ -45,15 +50,17 @@ def two_planes(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
-def _joined(classes: Any, masks: Any) -> torch.Tensor | None:
+def _joined(classes: Any, masks: Any, size: tuple[int, int] | None) -> torch.Tensor | None:
     """A plane a class, from what queries say of their class, [B, Q, classes and none], and where, [B, Q, h, w].
 
-    As transformers' post_process_semantic_segmentation does it, at the masks' own size. None for other shapes.
+    As transformers' post_process_semantic_segmentation does it. None for other shapes.
     """
     if not (isinstance(classes, torch.Tensor) and isinstance(masks, torch.Tensor)):
         return None
     if classes.ndim != 3 or masks.ndim != 4 or classes.shape[:2] != masks.shape[:2] or classes.shape[2] < 2:
         return None
+    if size is not None:
+        masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
     planes = torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
     # These are sums of probabilities, not logits: of one class, none is negative.
     return two_planes(planes - 0.5) if planes.shape[1] == 1 else planes

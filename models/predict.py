@@ -15,13 +15,13 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.preprocess import Preprocess, Size
 
 
-def logits_of(output: Any) -> torch.Tensor:
+def logits_of(output: Any, size: Size | None = None) -> torch.Tensor:
     """The logits [B, C, h, w], C >= 2, in what a segmenter returns: see `lvtp_fx.classes.find_logits`.
 
     Raises:
         LvtpError: LVTP401 where there is none.
     """
-    logits = find_logits(output)
+    logits = find_logits(output, size)
     if logits is not None:
         return logits
     shapes = [f"{tuple(leaf.shape)}" for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
@@ -116,7 +116,8 @@ class Predictor:
         return max(window[0], round(own[0] * scale)), max(window[1], round(own[1] * scale))
 
     def _logits(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        return logits_of(self.run(torch.stack(list(inputs)).to(self.device, self.dtype))).float()
+        x = torch.stack(list(inputs)).to(self.device, self.dtype)
+        return logits_of(self.run(x), (x.shape[2], x.shape[3])).float()
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:

@@ -59,7 +59,7 @@ class SpecPreprocess:
 class ProcessorPreprocess:
     """A transformers image processor: its own filter, scale, mean and standard deviation.
 
-    Only the size is ours. It never crops or pads: every pixel of an image gets a class, and a graph has one size.
+    Only the size is ours. It never crops, pads or splits: each pixel of an image gets a class, and a graph has one size.
 
     Args:
         processor: of transformers' `AutoImageProcessor`.
@@ -76,8 +76,8 @@ class ProcessorPreprocess:
             raise ValueError("its image processor has no fixed height and width")
         self.img_size = size
         self.options: dict[str, Any] = {"do_center_crop": False, "do_pad": False, "return_tensors": "pt"}
-        if hasattr(processor, "keep_aspect_ratio"):
-            self.options["keep_aspect_ratio"] = False
+        others = {"keep_aspect_ratio": False, "do_split_image": False, "size_divisor": 0}
+        self.options |= {name: off for name, off in others.items() if hasattr(processor, name)}
 
     def __call__(self, image: torch.Tensor, size: Size | None) -> torch.Tensor:
         resize: dict[str, Any] = {"do_resize": False}

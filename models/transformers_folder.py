@@ -15,7 +15,8 @@ from lvtp_fx.models.request import Request, bad_model, guessed, inferred_size
 
 
 def load(folder: Path, request: Request) -> Named:
-    """A folder that transformers' save_pretrained wrote: a model for semantic segmentation and its image processor."""
+    """A folder that transformers' save_pretrained wrote: a model for semantic or universal segmentation (queries and
+    their masks) and its image processor."""
     try:
         import transformers
     except ImportError as error:
@@ -26,11 +27,14 @@ def load(folder: Path, request: Request) -> Named:
     library: Any = transformers  # its types come and go from release to release
     try:
         with _quiet(library):
-            model, info = library.AutoModelForSemanticSegmentation.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True)
+            config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+            universal = type(config) in library.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+            auto = library.AutoModelForUniversalSegmentation if universal else library.AutoModelForSemanticSegmentation
+            model, info = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise bad_model(request.name, "a model that AutoModelForSemanticSegmentation can load", str(error).strip(),
-                        "label maps are its logits' argmax", "a folder of such a model") from error
+        raise bad_model(
+            request.name, "a model that AutoModelForSemanticSegmentation or AutoModelForUniversalSegmentation can load",
+            str(error).strip(), "label maps are made of its output", "a folder of such a model") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise bad_model(request.name, f"weights for all of {type(model).__name__}",
@@ -41,8 +45,10 @@ def load(folder: Path, request: Request) -> Named:
     notes: tuple[str, ...] = ()
     try:
         with _quiet(library):
-            preprocess: Preprocess = ProcessorPreprocess(
-                library.AutoImageProcessor.from_pretrained(folder, local_files_only=True), size)
+            processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            preprocess: Preprocess = ProcessorPreprocess(processor, size)
+        if getattr(processor, "do_split_image", False):
+            notes = ("its image processor splits images into windows, which a stride does here",)
     except (OSError, ValueError) as error:
         preprocess, notes = guessed(request, size, f"no image processor ({str(error).splitlines()[0]})")
     return Named(request.name, model, preprocess, names, ignore_index=255, notes=notes)

@@ -159,10 +159,10 @@ def test_transformers_folder_that_lacks_something(hf_folder: Path, tmp_path: Pat
               {"format": "pt"})
     refused(Request(f"hf:{hf_folder}"), r"none for decode_head\.classifier")
     (hf_folder / "model.safetensors").write_bytes(b"junk")
-    refused(Request(f"hf:{hf_folder}"), "AutoModelForSemanticSegmentation can load")
+    refused(Request(f"hf:{hf_folder}"), "AutoModelForUniversalSegmentation can load")
     config = json.loads((hf_folder / "config.json").read_text())
     (hf_folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    refused(Request(f"hf:{hf_folder}"), "AutoModelForSemanticSegmentation can load")
+    refused(Request(f"hf:{hf_folder}"), "AutoModelForUniversalSegmentation can load")
 
 
 def test_checkpoint_folder(checkpoint: Path, tmp_path: Path) -> None:
