@@ -59,7 +59,7 @@ class SpecPreprocess:
 class ProcessorPreprocess:
     """A transformers image processor: its own filter, scale, mean and standard deviation.
 
-    Only the size is ours. It never crops, pads or splits: each pixel of an image gets a class, and a graph has one size.
+    Only the size is ours. It never crops, pads or splits: every pixel gets a class, and a graph has one size.
 
     Args:
         processor: of transformers' `AutoImageProcessor`.
