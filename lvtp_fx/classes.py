@@ -29,8 +29,17 @@ def labels(output: Any) -> torch.Tensor | None:
 def find_logits(output: Any, size: tuple[int, int] | None = None) -> torch.Tensor | None:
     """Logits [B, classes, h, w], of two classes or more, in what a segmenter returns; None where there are none.
 
+    `find_planes`, of which one alone becomes two: see `two_planes`.
+    """
+    planes = find_planes(output, size)
+    return None if planes is None else two_planes(planes)
+
+
+def find_planes(output: Any, size: tuple[int, int] | None = None) -> torch.Tensor | None:
+    """A plane a class, [B, planes, h, w], in what a segmenter returns; None where there is none.
+
     Transformers' queries and their masks, joined; its `logits`; torchvision's `out`; else the first floating tensor
-    with four axes, in a nest or an object. One plane alone becomes two, see `two_planes`.
+    with four axes, in a nest or an object.
 
     Args:
         size: (height, width) at which masks of queries are joined, the input's in the papers (Mask2Former, arXiv
@@ -40,8 +49,7 @@ def find_logits(output: Any, size: tuple[int, int] | None = None) -> torch.Tenso
     if masks is not None:
         return _joined(_field(output, "class_queries_logits"), masks, size)
     named = next((found for name in ("logits", "out") if (found := _field(output, name)) is not None), output)
-    logits = next((t for t in _tensors(named) if t.ndim == 4 and t.is_floating_point() and 0 not in t.shape), None)
-    return None if logits is None else two_planes(logits)
+    return next((t for t in floats(named) if t.ndim == 4 and 0 not in t.shape), None)
 
 
 def two_planes(logits: torch.Tensor) -> torch.Tensor:
@@ -63,19 +71,18 @@ def _joined(classes: Any, masks: Any, size: tuple[int, int] | None) -> torch.Ten
         masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
     planes = torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
     # These are sums of probabilities, not logits: of one class, none is negative.
-    return two_planes(planes - 0.5) if planes.shape[1] == 1 else planes
+    return planes - 0.5 if planes.shape[1] == 1 else planes
 
 
 def _field(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
+def floats(output: Any) -> Iterator[torch.Tensor]:
+    """The floating tensors of a nest, and those of objects in it that pytree does not know."""
     for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif hasattr(leaf, "__dict__"):  # an output class that pytree does not know
-            yield from (value for value in vars(leaf).values() if isinstance(value, torch.Tensor))
+        values = vars(leaf).values() if not isinstance(leaf, torch.Tensor) and hasattr(leaf, "__dict__") else (leaf,)
+        yield from (x for x in values if isinstance(x, torch.Tensor) and x.is_floating_point())
 
 
 @contextmanager

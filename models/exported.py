@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,8 +37,17 @@ def load(path: Path, request: Request) -> Named:
         program = _moved(program, request.device)
         args = tuple(a.to(request.device) if isinstance(a, torch.Tensor) else a for a in args)
     preprocess, notes = guessed(request, (image.shape[2], image.shape[3]), "an exported program does not say it")
-    return Named(request.name, program, preprocess, notes=notes, device=request.device,
-                 dtype=image.dtype, example=(tuple(args), dict(kwargs)))
+    named = Named(request.name, program, preprocess, notes=notes, device=request.device, dtype=image.dtype)
+    if len(args) == 1 and not kwargs and image.shape[1] == 3 and _free_batch(program):
+        return named  # it takes images of noise, as many as are wanted
+    fixed = f"the program is run on the inputs that it was exported with, a batch of {len(image)}"
+    return replace(named, example=(tuple(args), dict(kwargs)), notes=(*notes, fixed))
+
+
+def _free_batch(program: ExportedProgram) -> bool:
+    inputs = [n.meta["val"] for n in program.graph.nodes
+              if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
+    return isinstance(inputs[0].shape[0], torch.SymInt)
 
 
 def _moved(program: ExportedProgram, device: str) -> ExportedProgram:

@@ -29,7 +29,7 @@ class Named:
         colours: of the classes; None for Pascal VOC's.
         ignore_index: label that it was trained to leave out, or None.
         notes: what a user should know, e.g. that weights are random.
-        example: for an exported program, the inputs that it was made with.
+        example: for an exported program that takes no others, the inputs that it was made with.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Named:
         return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
 
     def inputs(self, batch: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-        """Example inputs: images of noise, normalised; for an exported program those that it was made with.
+        """Example inputs: a batch of images of noise, normalised; `example`, where there is one.
 
         Raises:
             LvtpError: LVTP105 for an exported program with keyword inputs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -275,13 +276,24 @@ def test_labels_of_another_size_get_logits_of_their_size() -> None:
     assert tally(logits, label).tolist() == [[8, 0], [0, 8]]
 
 
+def test_queries_and_masks_are_tallied_as_classes() -> None:
+    queries = SimpleNamespace(class_queries_logits=torch.tensor([[[9.0, 0, 0], [0, 9.0, 0]]]),
+                              masks_queries_logits=torch.tensor([[[[5.0, -5]], [[-5.0, 5]]]]))
+    assert tally(queries, torch.tensor([[[0, 1]]])).tolist() == [[1, 0], [0, 1]]
+    assert reference(queries)[0].tolist() == [[[0, 1]]]
+    with pytest.raises(ValueError, match=r"got \[\[1, 2, 3\]\] and"):
+        tally(queries.class_queries_logits, torch.tensor([[[0, 1]]]))
+
+
 def test_likeness_of_logits_and_of_other_outputs() -> None:
     logits = normal(3, 2, CLASSES, 4, 4)
     assert likeness(logits, reference(logits)) == 1
     other = logits.clone()
     other[0, :, 0, 0] = torch.tensor([0.0, 0.0, 9.0]) if logits[0, :, 0, 0].argmax() != 2 else torch.tensor([9.0, 0, 0])
     assert likeness(other, reference(logits)) == pytest.approx(31 / 32)
+    assert likeness({"aux": -logits, "out": other}, reference({"aux": logits, "out": logits})) == pytest.approx(31 / 32)
     depth = normal(4, 2, 8, 8)
+    assert likeness(depth[:, None] * 1.25, reference(depth[:, None])) == pytest.approx(0.75)  # one plane: no classes
     assert likeness((depth, 3), reference((depth, 3))) == 1
     assert likeness(depth * 1.25, reference(depth)) == pytest.approx(0.75)
     assert likeness(-depth * 9, reference(depth)) == 0

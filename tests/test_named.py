@@ -181,7 +181,7 @@ def test_exported_program(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(model, (x,), dynamic_shapes=free), tmp_path / "model.pt2")
     named = load_named(Request(str(tmp_path / "model.pt2")))
     check(named, (32, 32), 5)
-    assert torch.equal(named.inputs(9)[0], x)
+    assert named.inputs(9)[0].shape == (9, 3, 32, 32)
     assert torch.allclose(named.dense(x), model(x), atol=1e-5)
     assert lvtp_fx.explain(named.model, named.inputs(1), flops_cut=0.2).sites
     refused(Request(str(tmp_path / "model.pt2"), size=(64, 64)), "what the program was exported with")
@@ -190,6 +190,14 @@ def test_exported_program(tmp_path: Path) -> None:
     refused(Request(str(tmp_path / "text.pt2")), "no archive")
     torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.rand(1, 3),)), tmp_path / "linear.pt2")
     refused(Request(str(tmp_path / "linear.pt2")), "0 such inputs")
+
+
+def test_exported_program_of_a_fixed_batch_is_run_on_its_own_inputs(tmp_path: Path) -> None:
+    model, x = Segmenter(TINY).eval(), torch.rand(2, 3, 32, 32)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    named = load_named(Request(str(tmp_path / "model.pt2")))
+    assert torch.equal(named.inputs(9)[0], x)
+    assert named.notes[1] == "the program is run on the inputs that it was exported with, a batch of 2"
 
 
 def test_function_of_the_working_folder(in_folder: Path) -> None:

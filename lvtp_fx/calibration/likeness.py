@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
-from lvtp_fx.classes import two_planes
+from lvtp_fx.classes import find_logits, find_planes, floats
 
 
 def reference(output: Any) -> list[torch.Tensor]:
-    """What of a dense output has to be kept: class maps int64 [B, H, W] where its first floating-point tensor is
-    logits [B, classes, H, W], all such tensors where it is not.
+    """What of a dense output has to be kept: class maps int64 [B, H, W] where it holds planes of two classes or more
+    (`lvtp_fx.classes.find_planes`), all its floating-point tensors where not.
 
     Raises:
         ValueError: there is no such tensor.
     """
-    found = _tensors(output)
+    found, planes = list(floats(output)), find_planes(output)
     if not found:
         raise ValueError("the model's output holds no floating-point tensor")
-    return [found[0].argmax(1)] if _is_logits(found[0]) else found
+    return [planes.argmax(1)] if planes is not None and planes.shape[1] > 1 else found
 
 
 def likeness(output: Any, dense: list[torch.Tensor]) -> float:
@@ -40,19 +39,18 @@ def tally(output: Any, label: torch.Tensor) -> torch.Tensor:
     """Pixels counted by label and predicted class: [classes, classes] int64 on the CPU, rows the label.
 
     Args:
-        output: its first floating-point tensor is logits [B, classes, H, W], or [B, 1, H, W] of two classes; where
-            H, W are not the label's, they are resized bilinearly.
+        output: holds logits [B, classes, H, W] (`lvtp_fx.classes.find_logits`); where H, W are not the label's, they
+            are resized bilinearly.
         label: integers [B, h, w]; what is outside [0, classes) is left out.
 
     Raises:
         ValueError: for other shapes or dtypes.
     """
-    logits = next(iter(_tensors(output)), torch.zeros(0))
-    if logits.ndim == 4:
-        logits = two_planes(logits)
-    if not _is_logits(logits) or label.ndim != 3 or len(label) != len(logits) or label.is_floating_point():
+    logits = find_logits(output)
+    if logits is None or label.ndim != 3 or len(label) != len(logits) or label.is_floating_point():
+        shapes = [list(x.shape) for x in floats(output)] if logits is None else list(logits.shape)
         raise ValueError(f"labels need logits [B, classes, H, W] and integers [B, h, w], got "
-                         f"{list(logits.shape)} and {label.dtype} {list(label.shape)}")
+                         f"{shapes} and {label.dtype} {list(label.shape)}")
     if logits.shape[-2:] != label.shape[-2:]:
         size = (label.shape[-2], label.shape[-1])
         logits = torch.nn.functional.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
@@ -67,14 +65,3 @@ def miou(counts: torch.Tensor) -> float:
     """Mean IoU, in [0, 1], over the classes that occur in counts of `tally`; NaN where there are none."""
     hit = counts.diagonal().double()
     return float((hit / (counts.sum(0) + counts.sum(1) - hit)).nanmean())
-
-
-def _is_logits(x: torch.Tensor) -> bool:
-    return x.ndim == 4 and x.shape[1] > 1
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    leaves = pytree.tree_leaves(output)
-    if not any(isinstance(x, torch.Tensor) for x in leaves) and hasattr(output, "__dict__"):
-        leaves = pytree.tree_leaves(vars(output))  # a dataclass that pytree does not know
-    return [x for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
