@@ -6,7 +6,7 @@ A traced tensor has no values, and torch.export refuses such a line. What is com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 MOST_ELEMENTS = 4096  # of a buffer that is followed: switches and schedules are small, tables are not asked for values
+PASSIVE = frozenset(("__get__", "size", "dim", "ndimension", "numel", "nelement", "stride", "__len__", "element_size",
+                     "is_floating_point", "is_complex", "is_contiguous", "get_device", "__hash__"))
 READS = frozenset(("__bool__", "__int__", "__float__", "__index__", "__contains__", "item", "tolist"))
 FOLLOWED = frozenset((
     "__getitem__", "select", "unbind", "squeeze", "flatten", "reshape", "view", "clone", "detach", "to", "cpu",
@@ -41,14 +43,13 @@ class BufferReads(TorchFunctionMode):
         read: names of the buffers that were asked for.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, untraced: Executor) -> None:
         super().__init__()
         self.read: set[str] = set()
         self._buffers = {name: buffer for name, buffer in model.named_buffers()
                          if buffer.numel() <= MOST_ELEMENTS and not buffer.is_meta}
         self._known: dict[int, _Known] = {}
-        # Modes are a thread's own: in another one tensors are computed, not traced.
-        self._untraced = ThreadPoolExecutor(1)
+        self._untraced = untraced
 
     def enter(self, model: nn.Module, *_: Any) -> None:
         """A forward pre-hook: while a model is traced, its buffers are others than those that hold the values."""
@@ -64,16 +65,17 @@ class BufferReads(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if not self._known:
-            return func(*args, **kwargs)
-        if name not in READS and name not in FOLLOWED:
-            if args and (name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and name[-2:] != "__")):
-                self._forget(args[0])
+        if not self._known or name in PASSIVE:
             return func(*args, **kwargs)
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        buffers = frozenset[str]().union(*(self._known[id(x)].buffers for x in tensors if id(x) in self._known))
+        if "out" in kwargs or name not in READS | FOLLOWED:
+            # It may write: a buffer that is written into has other values from then on, and so have its views.
+            if buffers:
+                self._known = {i: known for i, known in self._known.items() if not known.buffers & buffers}
+            return func(*args, **kwargs)
         if not tensors or not all(id(x) in self._known for x in tensors):
             return func(*args, **kwargs)
-        buffers = frozenset[str]().union(*(self._known[id(x)].buffers for x in tensors))
         value = self._untraced.submit(self._computed, func, args, kwargs).result()
         if name in READS:
             self.read |= buffers
@@ -90,16 +92,12 @@ class BufferReads(TorchFunctionMode):
         with torch.no_grad():
             return func(*args, **kwargs)
 
-    def _forget(self, written: Any) -> None:
-        """A buffer that is written into has other values from then on, and so have its views."""
-        if (known := self._known.get(id(written))) is not None:
-            self._known = {i: k for i, k in self._known.items() if not k.buffers & known.buffers}
-
 
 @contextmanager
 def reading_buffers(model: nn.Module) -> Iterator[BufferReads]:
     """While `model` runs, Python is told the values of its buffers."""
-    reads = BufferReads(model)
+    untraced = ThreadPoolExecutor(1)  # modes are a thread's own: in another one tensors are computed, not traced
+    reads = BufferReads(model, untraced)
     hooks = [model.register_forward_pre_hook(reads.enter, prepend=True), model.register_forward_hook(reads.leave)]
     try:
         with reads:
@@ -107,3 +105,4 @@ def reading_buffers(model: nn.Module) -> Iterator[BufferReads]:
     finally:
         for hook in hooks:
             hook.remove()
+        untraced.shutdown()
