@@ -7,6 +7,7 @@ Sources: `torch.export` (non-strict), `run_decompositions({})`, which makes in-p
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def _exported(
 def _finish(
     program: ExportedProgram, read: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], note: str
 ) -> Capture:
-    module = program.run_decompositions({}).module(check_guards=False)
+    with _quiet_copies():
+        module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
     sizes = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim]
@@ -131,7 +133,7 @@ def _thawed(program: ExportedProgram) -> tuple[str, ...]:
 def _clean(module: fx.GraphModule) -> fx.GraphModule:
     """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
     nothing; let views be reshapes, since gathered values have other strides than the captured ones."""
-    graph = copy.deepcopy(module.graph)
+    graph = copy_graph(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
@@ -142,6 +144,20 @@ def _clean(module: fx.GraphModule) -> fx.GraphModule:
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A deep copy."""
+    with _quiet_copies():
+        return copy.deepcopy(graph)
+
+
+@contextmanager
+def _quiet_copies() -> Iterator[None]:
+    """torch up to 2.13 warns of its own pytree classes while graphs are copied."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        yield
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -46,7 +46,7 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
         why = "Python at that line asks for a tensor's value, which a graph does not have"
         hint = "put a Python number in the place of a buffer that the line reads (del model.x; model.x = 0.0), take " \
             "the branch out of forward, or pass the encoder alone"
-    elif "register a pytree" in str(error):
+    elif "register a pytree" in str(error) or _met_unknown_class(error):
         why = "a graph returns tensors in tuples, lists, dicts and registered classes only"
         hint = "torch.export.register_dataclass(TheClass) for a dataclass, before lvtp_fx.transform"
     return LvtpError(
@@ -71,6 +71,11 @@ def quiet_failure() -> Iterator[None]:
     finally:
         logger.removeFilter(other)
     sys.stderr.write(printed.getvalue())
+
+
+def _met_unknown_class(error: BaseException) -> bool:
+    """How torch 2.11 fails on an output of a class without a hash, such as a dataclass."""
+    return any(frame.name == "is_opaque_type" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def first_line(error: Exception) -> str:

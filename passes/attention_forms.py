@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.axes.flow import argument
@@ -133,5 +134,7 @@ def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """Insert a call and infer its value from its operands' fake values."""
     node = graph.call_function(target, args, kwargs)
     fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = target(*fake_args, **fake_kwargs)
+    # Else torch 2.11 reads the free batch size as a number, in the C++ of an op that is made of others, and fixes it.
+    with enable_python_dispatcher():
+        node.meta["val"] = target(*fake_args, **fake_kwargs)
     return node

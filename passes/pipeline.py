@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Protocol
 
 from torch import fx
 
-from lvtp_fx.capture import Capture
+from lvtp_fx.capture import Capture, copy_graph
 from lvtp_fx.config import Config
 from lvtp_fx.passes.assign_spaces import AssignSpaces
 from lvtp_fx.passes.choose_sites import ChooseSites
@@ -51,7 +50,7 @@ def rewrite(dense_flops: float) -> tuple[Pass, ...]:
 
 def start(capture: Capture, config: Config) -> Plan:
     """An empty plan over a copy of the captured graph, which the passes may normalise."""
-    working = fx.GraphModule(capture.module, copy.deepcopy(capture.module.graph))
+    working = fx.GraphModule(capture.module, copy_graph(capture.module.graph))
     return Plan(working, capture.module, config, capture.batch)
 
 
@@ -66,7 +65,7 @@ def run(passes: Iterable[Pass], plan: Plan) -> Plan:
 def finish(plan: Plan) -> fx.GraphModule:
     """The module of the pruned graph, or of the captured one where nothing is pruned. Done once, at the end:
     input checks, dead code, lint, code generation."""
-    graph = plan.pruned if plan.pruned is not None else copy.deepcopy(plan.captured.graph)
+    graph = plan.pruned if plan.pruned is not None else copy_graph(plan.captured.graph)
     graph.set_codegen(plan.captured.graph._codegen)
     guard_inputs(graph)
     # Owners are part of the readable decisions even where nothing is merged; compilers drop them then.
