@@ -69,7 +69,7 @@ class BufferReads(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         buffers = frozenset[str]().union(*(self._known[id(x)].buffers for x in tensors if id(x) in self._known))
-        if "out" in kwargs or name not in READS | FOLLOWED:
+        if "out" in kwargs or (name not in READS and name not in FOLLOWED):
             # It may write: a buffer that is written into has other values from then on, and so have its views.
             if buffers:
                 self._known = {i: known for i, known in self._known.items() if not known.buffers & buffers}

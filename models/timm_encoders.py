@@ -32,7 +32,7 @@ def timm_encoder(name: str, weights: Path | None = None, **kwargs: Any) -> TimmE
     needed = ("blocks", "num_prefix_tokens", "patch_embed.grid_size", "patch_embed.img_size")
     if all(_has(model, path) for path in needed):
         return TimmEncoder(model)
-    if not _has(model, "feature_info") or not hasattr(model, "forward_intermediates"):
+    if not all(_has(model, path) for path in ("feature_info", "forward_intermediates")):
         raise ValueError(f"{name} gives no feature maps (forward_intermediates)")
     return TimmMaps(model, img_size or cast(Any, model).pretrained_cfg["input_size"][-2:])
 
@@ -74,8 +74,9 @@ class TimmMaps(nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = (height, width)
         training = model.training
+        model.eval()
         with torch.no_grad():
-            maps = self._maps(torch.zeros(1, 3, height, width), None, model.eval())
+            maps = self._maps(torch.zeros(1, 3, height, width), None)
         model.train(training)
         self.levels: tuple[Level, ...] = tuple((m.shape[1], (m.shape[2], m.shape[3])) for m in maps)
         self.depth = len(self.levels)
@@ -85,10 +86,10 @@ class TimmMaps(nn.Module):
         return self.taps(image, [self.depth - 1])[0]
 
     def taps(self, image: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
-        return [planes.flatten(2).transpose(1, 2) for planes in self._maps(image, list(blocks), self.model)]
+        return [planes.flatten(2).transpose(1, 2) for planes in self._maps(image, list(blocks))]
 
-    def _maps(self, image: torch.Tensor, indices: list[int] | None, model: Any) -> list[torch.Tensor]:
-        maps: list[torch.Tensor] = model.forward_intermediates(
+    def _maps(self, image: torch.Tensor, indices: list[int] | None) -> list[torch.Tensor]:
+        maps: list[torch.Tensor] = self.model.forward_intermediates(
             image, indices=indices, output_fmt="NCHW", intermediates_only=True, norm=True)
         return maps
 

@@ -18,10 +18,10 @@ from tests.tiny import fused, picture, vit
 class Reads(nn.Module):
     """A module that asks Python something of its buffer, and doubles its input where the answer is yes."""
 
-    def __init__(self, question: Callable[[torch.Tensor], Any], values: Any, persistent: bool = True) -> None:
+    def __init__(self, question: Callable[[torch.Tensor], Any], values: Any) -> None:
         super().__init__()
         self.question = question
-        self.register_buffer("switch", torch.as_tensor(values), persistent)
+        self.register_buffer("switch", torch.as_tensor(values))
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
