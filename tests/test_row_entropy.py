@@ -151,9 +151,9 @@ def test_the_kernel_compiles_for_a_gpu(dtype: str, mask: str | None) -> None:
 
     from lvtp_fx.ops.row_entropy_triton import BLOCK_M, BLOCK_N, row_entropy_kernel
 
-    constants = {"SCALE": 0.125, "ORDERS": (0.5, 1.0, 2.0), "UNIFORM": (14.7, 4.2, 0.9), "Q": 3, "WIDE": 4,
-                 "MASKED": mask is not None, "HIDING": mask == "i1", "BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M,
-                 "BLOCK_D": 64, **dict.fromkeys(["q_d", "k_d", "mask_k", "every", "before"], 1)}
+    constants = {"KEYS": 70, "SCALE": 0.125, "ORDERS": (0.5, 1.0, 2.0), "UNIFORM": (14.7, 4.2, 0.9), "Q": 3,
+                 "WIDE": 4, "MASKED": mask is not None, "HIDING": mask == "i1", "BLOCK_N": BLOCK_N,
+                 "BLOCK_M": BLOCK_M, "BLOCK_D": 64, **dict.fromkeys(["q_d", "k_d", "mask_k", "every", "before"], 1)}
     types = {name: "i32" for name in row_entropy_kernel.arg_names if name not in constants}
     types |= {"q": f"*{dtype}", "k": f"*{dtype}", "mask": f"*{mask or dtype}", "out": "*fp32"}
     source = triton.compiler.ASTSource(row_entropy_kernel, types, constexprs=constants)

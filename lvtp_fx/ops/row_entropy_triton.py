@@ -22,13 +22,16 @@ BLOCK_N, BLOCK_M = 64, 32  # rows, keys
 @triton.jit  # type: ignore[untyped-decorator]
 def row_entropy_kernel(  # type: ignore[no-untyped-def]
     q, k, mask, out, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, mask_b, mask_h, mask_q, mask_k,
-    H, N, keys, every, before, depth,
-    SCALE: tl.constexpr, ORDERS: tl.constexpr, UNIFORM: tl.constexpr, Q: tl.constexpr, WIDE: tl.constexpr,
-    MASKED: tl.constexpr, HIDING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    H, N, every, before, depth,
+    KEYS: tl.constexpr, SCALE: tl.constexpr, ORDERS: tl.constexpr, UNIFORM: tl.constexpr, Q: tl.constexpr,
+    WIDE: tl.constexpr, MASKED: tl.constexpr, HIDING: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
     """Row sums over blocks of keys, rescaled whenever a row's largest score grows (Milakov and Gimelshein 2018).
 
-    SCALE is a constant, since compilers pass other floats in double precision. HIDING: the mask is boolean.
+    SCALE is a constant, since compilers pass other floats in double precision; KEYS, since UNIFORM follows from it
+    anyway, and since Triton 3.6's interpreter under NumPy 2.4 cannot count to a number that it was passed. HIDING: the
+    mask is boolean.
     """
     n, d = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
@@ -39,17 +42,17 @@ def row_entropy_kernel(  # type: ignore[no-untyped-def]
     top = tl.full([BLOCK_N], float("-inf"), tl.float32)
     total, inner = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     powers = tl.zeros([BLOCK_N, WIDE], tl.float32)
-    for start in range(0, keys, BLOCK_M):
+    for start in range(0, KEYS, BLOCK_M):
         j = start + tl.arange(0, BLOCK_M)
         key = j.to(tl.int64) * every
         k_at = k + b * k_b + h * k_h + key[None, :] * k_n + d[:, None] * k_d
-        some = tl.load(k_at, mask=(j < keys)[None, :] & (d < depth)[:, None], other=0.0)
+        some = tl.load(k_at, mask=(j < KEYS)[None, :] & (d < depth)[:, None], other=0.0)
         score = tl.dot(queries, some, input_precision="ieee") * SCALE
         if MASKED:
             mask_at = mask + b * mask_b + h * mask_h + row[:, None] * mask_q + key[None, :] * mask_k
-            said = tl.load(mask_at, mask=(n < N)[:, None] & (j < keys)[None, :], other=0)
+            said = tl.load(mask_at, mask=(n < N)[:, None] & (j < KEYS)[None, :], other=0)
             score = tl.where(said != 0, score, float("-inf")) if HIDING else score + said.to(tl.float32)
-        score = tl.where((j < keys)[None, :], score, float("-inf"))
+        score = tl.where((j < KEYS)[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that has seen nothing yet
         score -= safe[:, None]
@@ -106,8 +109,8 @@ def launch(
     bias = q if mask is None else mask.expand(B, H, L, k.shape[2])
     out = torch.empty(B, len(orders) * H, N, dtype=torch.float32, device=q.device)
     kernel[(B * H, triton.cdiv(N, BLOCK_N))](  # CUDA allows 65,535 on the second axis
-        q, k, bias, out, *q.stride(), *k.stride(), *bias.stride(), H, N, keys, every, before, D,
-        SCALE=D**-0.5 if scale is None else scale,
+        q, k, bias, out, *q.stride(), *k.stride(), *bias.stride(), H, N, every, before, D,
+        KEYS=keys, SCALE=D**-0.5 if scale is None else scale,
         ORDERS=tuple(orders), UNIFORM=tuple(of_uniform_row(order, keys) for order in orders), Q=len(orders),
         WIDE=triton.next_power_of_2(len(orders)), MASKED=mask is not None, HIDING=bias.dtype == torch.bool,
         BLOCK_N=BLOCK_N, BLOCK_M=BLOCK_M, BLOCK_D=max(16, triton.next_power_of_2(D)),
