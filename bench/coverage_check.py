@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lvtp_fx
-from lvtp_fx.capture import batch_size, capture, is_batched
+from lvtp_fx.batch_axis import batch_size, is_batched
+from lvtp_fx.capture import capture
 from lvtp_fx.decisions import decisions
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.random_weights import randomise

@@ -11,7 +11,8 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx import cost, example_inputs, latency
-from lvtp_fx.capture import Capture, batch_size, capture
+from lvtp_fx.batch_axis import batch_size
+from lvtp_fx.capture import Capture, capture
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes import pipeline

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from lvtp_fx.api import transform
-from lvtp_fx.capture import batch_size, is_batched
+from lvtp_fx.batch_axis import batch_size, is_batched
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 

@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lvtp_fx.capture import BATCH_STAND_IN, Capture
+from lvtp_fx.batch_axis import BATCH_STAND_IN
+from lvtp_fx.capture import Capture
 from lvtp_fx.dynamo_refusals import changes_in_training
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.provenance import describe

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram, default_decompositions
 
-from lvtp_fx.capture import at_least_two, exported, fixed_size
+from lvtp_fx.batch_axis import at_least_two, fixed_size
+from lvtp_fx.capture import exported
 from lvtp_fx.capture_refusals import first_line
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.record import mark_inserted

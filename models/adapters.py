@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lvtp_fx.models.backbones import torchvision_backbone
-from lvtp_fx.models.decoders import HEADS, DPTHead, Level
+from lvtp_fx.models.decoders import HEADS, Level
 from lvtp_fx.models.timm_encoders import timm_encoder
 
 Head = Literal["linear", "mask", "dpt"]
@@ -52,15 +52,13 @@ class EncoderSegmenter(nn.Module):
         if classes < 1:
             raise ValueError(f"classes must be >= 1, got {classes}")
         self.encoder = cast(Any, encoder)
-        self.img_size, self.kind = encoder.img_size, head
-        if head == "dpt":
-            self.tap_blocks = _taps(encoder.levels)
-            self.head: nn.Module = DPTHead([encoder.levels[i] for i in self.tap_blocks], classes)
-        else:
-            self.head = HEADS[head](encoder.C, classes, encoder.grid)
+        self.img_size = encoder.img_size
+        self.tap_blocks = _taps(encoder.levels) if head == "dpt" else []
+        levels = [encoder.levels[i] for i in self.tap_blocks] or [(encoder.C, encoder.grid)]
+        self.head = HEADS[head](levels, classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.kind == "dpt":
+        if self.tap_blocks:
             planes = self.head(self.encoder.taps(image, self.tap_blocks))
         else:
             planes = self.head(self.encoder.tokens(image))

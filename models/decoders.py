@@ -1,8 +1,12 @@
-"""Decoders that turn tokens into logits: linear, Segmenter's mask transformer, a DPT-like head."""
+"""Decoders that turn tokens into logits: linear, Segmenter's mask transformer, a DPT-like head.
+
+Each is made of the levels, (channels, (rows, columns)), of the tokens that it reads; of one level, it is called with
+those tokens alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +26,10 @@ def as_planes(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 class LinearHead(nn.Module):
     """One linear layer a token: [B, N, C] to [B, classes, rows, columns]."""
 
-    def __init__(self, C: int, classes: int, grid: tuple[int, int]) -> None:
+    def __init__(self, levels: Sequence[Level], classes: int) -> None:
         super().__init__()
-        self.grid, self.proj = grid, nn.Linear(C, classes)
+        ((C, self.grid),) = levels
+        self.proj = nn.Linear(C, classes)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return as_planes(self.proj(tokens), self.grid)
@@ -36,9 +41,10 @@ class MaskTransformerHead(nn.Module):
     After Segmenter (arXiv 2105.05633, section 3.2). [B, N, C] to [B, classes, rows, columns].
     """
 
-    def __init__(self, C: int, classes: int, grid: tuple[int, int], depth: int = 2, heads: int = 2) -> None:
+    def __init__(self, levels: Sequence[Level], classes: int, depth: int = 2, heads: int = 2) -> None:
         super().__init__()
-        self.grid, self.classes = grid, classes
+        ((C, self.grid),) = levels
+        self.classes = classes
         self.embed = nn.Linear(C, C)
         self.queries = nn.Parameter(torch.randn(1, classes, C) * 0.02)
         self.blocks = nn.Sequential(*(Block(C, heads, 4) for _ in range(depth)))
@@ -71,9 +77,6 @@ class DPTHead(nn.Module):
     After DPT (arXiv 2103.13413, section 3). [B, N, C] of each level to [B, classes, rows, columns] at the finest one.
     Four levels of one grid are resampled to four strides, the finest of 4 * rows by 4 * columns; levels of several
     grids keep their own.
-
-    Args:
-        levels: (channels, (rows, columns)) of each of the taps.
     """
 
     def __init__(self, levels: Sequence[Level], classes: int, width: int = 32) -> None:
@@ -103,4 +106,6 @@ class DPTHead(nn.Module):
         return out
 
 
-HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead, "mask": MaskTransformerHead, "dpt": DPTHead}
+HEADS: dict[str, Callable[[Sequence[Level], int], nn.Module]] = {
+    "linear": LinearHead, "mask": MaskTransformerHead, "dpt": DPTHead,
+}

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 import lvtp_fx.ops  # noqa: F401  (registers lvtp.check_input)
-from lvtp_fx.capture import fixed_size
+from lvtp_fx.batch_axis import fixed_size
 
 
 def guard_inputs(graph: fx.Graph) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from lvtp_fx.capture import BATCH_STAND_IN
+from lvtp_fx.batch_axis import BATCH_STAND_IN
 from lvtp_fx.passes.axes import contract, pointwise, shape
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, tensors
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain

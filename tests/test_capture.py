@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import lvtp_fx
-from lvtp_fx.capture import BATCH_STAND_IN, capture
+from lvtp_fx.batch_axis import BATCH_STAND_IN
+from lvtp_fx.capture import capture
 from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.random_weights import randomise
 from tests.tiny import Attention, Embed, PreNorm, TinyViT, fused, picture, vit

@@ -17,7 +17,7 @@ N = GRID[0] * GRID[1]
 
 
 def head_and_input(name: str, grid: tuple[int, int] = GRID) -> tuple[nn.Module, Any]:
-    head = randomise(DPTHead([(C, grid)] * 4, CLASSES) if name == "dpt" else HEADS[name](C, CLASSES, grid), 0)
+    head = randomise(HEADS[name]([(C, grid)] * (4 if name == "dpt" else 1), CLASSES), 0)
     taps = [torch.randn(2, grid[0] * grid[1], C, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     return head, taps if name == "dpt" else taps[0]
 

@@ -12,10 +12,10 @@ import torch
 from torch import fx
 
 from lvtp_fx.api import Prepared, rewritten
+from lvtp_fx.batch_axis import batch_size
 from lvtp_fx.calibration.journal import Journal
 from lvtp_fx.calibration.likeness import likeness, miou, reference, tally
 from lvtp_fx.calibration.schedules import Choice
-from lvtp_fx.capture import batch_size
 from lvtp_fx.config import Config
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
