@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nearest import nearest, placed
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.rows import rows
-from lvtp_fx.ops.select import affinity, descending, placed
+from lvtp_fx.ops.select import descending
 
 
 @op("representatives(Tensor importance, Tensor position, int rows, int columns, int cell_rows, int cell_columns)"
@@ -58,23 +58,22 @@ def rank(
         kept: K >= M. rounds: >= 1.
     """
     keyed = placed(feature, position, columns, reach)
-    nearest, cluster = affinity(keyed, rows(keyed, anchors), neighbour_weight).max(-1)  # over [B, N, M]
+    closest, cluster = nearest(keyed, None, anchors, neighbour_weight)
     count = edges.new_zeros(anchors.shape)
     total = count.scatter_add(1, cluster, edges)
     mean = total / count.scatter_add(1, cluster, torch.ones_like(edges)).clamp(min=1)
     excess = edges - torch.gather(mean, 1, cluster)
     worth = edge_weight * excess.clamp(min=0) + importance_weight * importance
-    priority = (worth - nearest).scatter(1, anchors, torch.inf)
+    priority = (worth - closest).scatter(1, anchors, torch.inf)
     done, M = anchors.shape[1], anchors.shape[1]
     for part in range(1, rounds):
         upto = chosen_after(part, rounds, M, kept)
         if upto > done:
             chosen = descending(priority)[:, :upto]
-            new = rows(keyed, chosen[:, done:])
-            nearest = torch.maximum(nearest, affinity(keyed, new, neighbour_weight).amax(-1))
+            closest = torch.maximum(closest, nearest(keyed, None, chosen[:, done:], neighbour_weight)[0])
             # Where anchors repeat, places before `done` hold more than anchors: all that is chosen stays chosen.
             held = priority.isposinf().scatter(1, chosen, True)
-            priority = (worth - nearest).masked_fill(held, torch.inf)
+            priority = (worth - closest).masked_fill(held, torch.inf)
         done = upto
     return priority
 

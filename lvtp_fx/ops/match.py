@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nearest import affinity, placed
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.rows import rows
 from lvtp_fx.ops.score import spread
-from lvtp_fx.ops.select import affinity, placed, select
+from lvtp_fx.ops.select import select
 
 _TIE = 1e-5  # of cosines
 _JUMPS = 5  # doublings: a chain of up to 32 partners is followed to its end

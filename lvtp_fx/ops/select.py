@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from lvtp_fx.ops.nearest import nearest, placed
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.rows import dropped, rows
-
-AFFINITY_CHANNELS = 4  # that `affinity` adds to the features in its matrix product
+from lvtp_fx.ops.rows import dropped
 
 
 @op("positions(Tensor like, int count) -> Tensor")
@@ -47,7 +45,7 @@ def owners(
 ) -> torch.Tensor:
     """For each token the kept token that stands for it, as an index into `kept`: [B, N] int64.
 
-    The kept token of the highest `affinity`. Kept tokens own themselves, so only the dropped rows are compared.
+    The `nearest` kept token. Kept tokens own themselves, so only the dropped rows are compared.
 
     Args:
         feature: [B, N, C].
@@ -56,30 +54,5 @@ def owners(
     """
     itself = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
     lost = dropped(kept, position.shape[1])
-    keyed = placed(feature, position, columns, reach)
-    similarity = affinity(rows(keyed, lost), rows(keyed, kept), neighbour_weight)  # [B, N - K, K]
-    nearest = torch.nan_to_num(similarity, nan=-1e30).argmax(-1)
-    return torch.zeros_like(position).scatter(1, torch.cat([kept, lost], 1), torch.cat([itself, nearest], 1))
-
-
-def placed(feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int) -> torch.Tensor:
-    """Unit features with their place on the grid, in units of `reach` tokens: [B, N, C] -> [B, N, C + 3] float32.
-
-    The last three channels are row, column, and the square of both.
-    """
-    place = torch.stack([position // columns, position % columns], dim=-1).float() / reach
-    return torch.cat([F.normalize(feature.float(), dim=-1), place, place.square().sum(-1, keepdim=True)], dim=-1)
-
-
-def affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """Cosine similarity less `weight` times the squared distance on the grid, as one matrix product: [B, J, M].
-
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x y, so that no distance is computed pair by pair.
-
-    Args:
-        a, b: [B, J, C + 3] and [B, M, C + 3], of `placed`.
-    """
-    (unit, place, square), one = a.split([a.shape[-1] - 3, 2, 1], dim=-1), torch.ones_like(a[..., -1:])
-    left = torch.cat([unit, 2 * weight * place, -weight * one, -weight * square], dim=-1)
-    right = torch.cat([b, torch.ones_like(b[..., -1:])], dim=-1)
-    return torch.matmul(left, right.transpose(-2, -1))
+    _, owner = nearest(placed(feature, position, columns, reach), lost, kept, neighbour_weight)
+    return torch.zeros_like(position).scatter(1, torch.cat([kept, lost], 1), torch.cat([itself, owner], 1))

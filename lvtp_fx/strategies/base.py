@@ -10,7 +10,7 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.ops.select import AFFINITY_CHANNELS
+from lvtp_fx.ops.nearest import nearest_flops
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> tuple[fx
 
 def owner_flops(shape: SiteShape, config: Config) -> sympy.Expr:
     """FLOPs of the owners of `keep_highest`."""
-    return 2 * (shape.N - shape.K) * shape.K * (feature_width(shape, config) + AFFINITY_CHANNELS)
+    return nearest_flops(shape.N - shape.K, shape.K, shape.N, feature_width(shape, config))
 
 
 def feature_width(shape: SiteShape, config: Config) -> int:

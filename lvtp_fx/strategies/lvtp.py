@@ -7,12 +7,14 @@ clusterings, progressive pruning); the formulas are ours, see each op.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.ops.select import AFFINITY_CHANNELS
+from lvtp_fx.ops.cluster import chosen_after
+from lvtp_fx.ops.nearest import nearest_flops
 from lvtp_fx.strategies.base import SiteNodes, SiteShape, feature_width, keep_highest, owner_flops
 from lvtp_fx.strategies.scores import edge_node, entropy_flops, entropy_node
 
@@ -42,12 +44,12 @@ class Lvtp:
         )
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        n = sympy.sympify(shape.N)
         entropy = entropy_flops(shape, config) if config.entropy_weight else sympy.Integer(0)
         anchors = anchor_count(shape, config)
         # Of the tokens chosen, all but those of the last round are compared with.
-        compared = anchors + sympy.floor((shape.K - anchors) * (config.rounds - 1) / sympy.Integer(config.rounds))
-        ranking = 2 * n * compared * (feature_width(shape, config) + AFFINITY_CHANNELS)
+        upto = [chosen_after(part, config.rounds, anchors, shape.K) for part in range(config.rounds)]
+        parts = [anchors, *(after - before for before, after in pairwise(upto))]
+        ranking = sum(nearest_flops(shape.N, part, shape.N, feature_width(shape, config)) for part in parts)
         return entropy + ranking + owner_flops(shape, config)
 
 

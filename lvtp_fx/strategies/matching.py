@@ -6,7 +6,7 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.ops.select import AFFINITY_CHANNELS
+from lvtp_fx.ops.nearest import ADDED
 from lvtp_fx.strategies.base import SiteNodes, SiteShape, feature_width
 
 ROUNDS = 5  # of the k-means of `Superpixels`
@@ -61,7 +61,7 @@ class Superpixels:
         return _decide(site, partner, 0.0)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return 2 * ROUNDS * shape.N * shape.K * (feature_width(shape, config) + AFFINITY_CHANNELS)
+        return 2 * ROUNDS * shape.N * shape.K * (feature_width(shape, config) + ADDED)
 
 
 _AFTER_PAIRS = 3.0  # more than cosines differ by

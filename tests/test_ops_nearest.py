@@ -1,0 +1,93 @@
+"""The nearest of many tokens: each with each, in bands, and what that costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from lvtp_fx.config import Config
+from lvtp_fx.ops import nearest as ops
+from lvtp_fx.strategies import get
+from tests.draws import normal, seeds, subsets
+from tests.test_strategies import Site, counted
+
+lvtp = torch.ops.lvtp
+CLOSE = 1e-5
+
+
+@pytest.fixture
+def banded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sizes go the way of large ones."""
+    monkeypatch.setattr(ops, "FULL", 8)
+    monkeypatch.setattr(ops, "BAND", 6)
+    monkeypatch.setattr(ops, "BLOCK", 3)
+
+
+def by_loop(similarity: torch.Tensor, tokens: list[int], others: list[int]) -> list[tuple[float, list[int]]]:
+    """One image: the highest similarity of each token to the others of its block's band, and which have it."""
+    N, width = similarity.shape[0], -(-len(others) * ops.BAND // similarity.shape[0])
+    found = []
+    for i, token in enumerate(tokens):
+        middle = tokens[min(i // ops.BLOCK * ops.BLOCK + ops.BLOCK // 2, len(tokens) - 1)]
+        first = sum(other <= middle for other in others) - width // 2 if N > ops.FULL else 0
+        first = max(0, min(first, len(others) - width))
+        band = sorted(others)[first : first + width] if N > ops.FULL else others
+        best = max(float(similarity[token, other]) for other in band)
+        found.append((best, [j for j, other in enumerate(others)
+                             if other in band and float(similarity[token, other]) >= best - CLOSE]))
+    return found
+
+
+@pytest.mark.usefixtures("banded")
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, N=st.integers(1, 40), data=st.data(), weight=st.floats(0, 3), all_tokens=st.booleans())
+def test_it_is_the_best_of_the_band(seed: int, N: int, data: st.DataObject, weight: float, all_tokens: bool) -> None:
+    J, M = (data.draw(st.integers(1, N)) for _ in range(2))
+    tokens = torch.arange(N).expand(2, N) if all_tokens else subsets(seed, 2, N, J)
+    others = subsets(seed + 1, 2, N, M)[:, torch.randperm(M, generator=torch.Generator().manual_seed(seed))]
+    keyed = ops.placed(normal(seed, 2, N, 4), torch.arange(N).expand(2, N), 7, 7)
+    best, index = ops.nearest(keyed, None if all_tokens else tokens, others, weight)
+    similarity = ops.affinity(keyed, keyed, weight)
+    for b in range(2):
+        wanted = by_loop(similarity[b], tokens[b].tolist(), others[b].tolist())
+        torch.testing.assert_close(best[b], torch.tensor([value for value, _ in wanted]), rtol=0, atol=CLOSE)
+        assert all(at in places for at, (_, places) in zip(index[b].tolist(), wanted, strict=True))
+
+
+def test_a_band_is_left_only_by_what_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """65 x 65 tokens: of those that are nearest among all, all within the half of the band are found in the band."""
+    N, columns = 65 * 65, 65
+    position = torch.arange(N)[None]
+    keyed, others = ops.placed(normal(0, 1, N, 16), position, columns, columns), subsets(1, 1, N, N // 3)
+    best, index = ops.nearest(keyed, None, others, 8.0)
+    monkeypatch.setattr(ops, "FULL", N)
+    best_of_all, index_of_all = ops.nearest(keyed, None, others, 8.0)
+    apart = (torch.gather(others, 1, index_of_all) - position).abs()
+    near = apart < ops.BAND // 2 - ops.BLOCK
+    assert 0.9 < near.float().mean() < 1
+    assert torch.equal(index[near], index_of_all[near])
+    assert (best <= best_of_all + CLOSE).all()
+
+
+@pytest.mark.usefixtures("banded")
+@pytest.mark.parametrize("kept", [2, 9, 30, 39])
+def test_flops_of_bands_are_what_the_counter_counts(kept: int) -> None:
+    site = Site(grid=(5, 8), N=40, kept=kept)
+    strategy, config = get("lvtp"), Config()
+    assert strategy.flops(site.shape, config) == counted(site.build(strategy, config), site.inputs(B=1))
+
+
+def test_they_are_linear_in_the_tokens() -> None:
+    def flops(N: int) -> int:
+        feature, position = torch.empty(1, N, 64, device="meta"), torch.empty(1, N, dtype=torch.int64, device="meta")
+        kept, edges = position[:, : N // 2], torch.empty(1, N, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            lvtp.rank(feature, position[:, : N // 4], position, edges, edges, 128, 128, 8.0, 0.0, 0.05, N // 2, 6)
+            lvtp.owners(feature, kept, position, 128, 128, 8.0)
+        return counter.get_total_flops()
+
+    assert flops(2 * ops.FULL) == pytest.approx(flops(ops.FULL), rel=0.01)  # bands begin
+    assert flops(8 * ops.FULL) == pytest.approx(4 * flops(2 * ops.FULL), rel=0.01)
