@@ -1,7 +1,8 @@
 """The most similar token of others, near ones preferred: what clusters and owners are found by.
 
-Up to `FULL` tokens each is compared with each. Of more, each is compared with those around it in reading order, as many
-as lie in a band of `BAND` tokens: the comparisons are then linear in the tokens, and so is the memory.
+A few tokens are each compared with each. Of many, each is compared with those around it in reading order, as many as
+lie in a band of `BAND` tokens (eight rows of 128 columns): time and memory are then linear in the tokens, and the
+result is almost the same, since what is nearest lies a few rows away at most (bench/LATENCY.md, Growth).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from lvtp_fx.ops.rows import rows
 
-FULL, BAND = 4096, 2048
+BAND = 1024  # tokens
 BLOCK = 128  # tokens that share a band
 ADDED = 4  # channels that `affinity` adds to the features in its matrix product
 
@@ -50,24 +51,22 @@ def nearest(
         tokens: [B, J] int64 indices of tokens, ascending; None for all.
         others: [B, M] int64 indices of tokens. Results are indices into it.
     """
-    own = keyed if tokens is None else rows(keyed, tokens)
-    B, N, _ = keyed.shape
-    if N <= FULL:
+    (B, N, _), M = keyed.shape, others.shape[1]
+    blocks, width = -(-N // BLOCK), -(-M * BAND // N)
+    if (N if tokens is None else tokens.shape[1]) * M < 2 * blocks * BLOCK * width:
+        own = keyed if tokens is None else rows(keyed, tokens)
         return _highest(own, rows(keyed, others), weight)
     others, order = torch.sort(others, dim=-1)
-    J, M = own.shape[1], others.shape[1]
-    blocks, width = -(-J // BLOCK), -(-M * BAND // N)
-    # How many of the others lie up to each token, and so up to the middle of each block.
+    # How many of the others lie up to each token, and so up to the middle of each block. Blocks are of all tokens: some
+    # that follow each other among `tokens` can be far apart.
     upto = keyed.new_zeros(B, N, dtype=torch.int64).scatter_add(1, others, torch.ones_like(others)).cumsum(1)
-    middle = torch.arange(blocks, device=keyed.device) * BLOCK + BLOCK // 2
-    middle = middle.clamp(max=J - 1).expand(B, blocks)
-    first = torch.gather(upto, 1, middle if tokens is None else torch.gather(tokens, 1, middle)) - width // 2
-    first = first.clamp(0, M - width).unsqueeze(-1)
+    middle = (torch.arange(blocks, device=keyed.device) * BLOCK + BLOCK // 2).clamp(max=N - 1)
+    first = (upto[:, middle] - width // 2).clamp(0, M - width).unsqueeze(-1)
     band = torch.gather(others, 1, (first + torch.arange(width, device=keyed.device)).flatten(1))
-    near = rows(keyed, band).view(B, blocks, width, -1)
-    own = F.pad(own, (0, 0, 0, blocks * BLOCK - J)).view(B, blocks, BLOCK, -1)
-    best, index = _highest(own, near, weight)
-    return best.flatten(1)[:, :J], torch.gather(order, 1, (first + index).flatten(1)[:, :J])
+    own = F.pad(keyed, (0, 0, 0, blocks * BLOCK - N)).view(B, blocks, BLOCK, -1)
+    best, index = _highest(own, rows(keyed, band).view(B, blocks, width, -1), weight)
+    best, index = best.flatten(1)[:, :N], torch.gather(order, 1, (first + index).flatten(1)[:, :N])
+    return (best, index) if tokens is None else (torch.gather(best, 1, tokens), torch.gather(index, 1, tokens))
 
 
 def _highest(a: torch.Tensor, b: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +79,7 @@ def nearest_flops(
     tokens: sympy.Expr | int, others: sympy.Expr | int, N: sympy.Expr | int, channels: int
 ) -> sympy.Expr:
     """FLOPs of `nearest` for one image: J of N living tokens against M others, in features of so many channels."""
-    J, M = sympy.sympify(tokens), sympy.sympify(others)
-    compared = BLOCK * sympy.ceiling(J / BLOCK) * sympy.ceiling(M * BAND / N)
-    pairs = sympy.Piecewise((J * M, sympy.Le(N, FULL)), (compared, True))
+    every, M = sympy.sympify(tokens) * others, sympy.sympify(others)
+    banded = BLOCK * sympy.ceiling(sympy.sympify(N) / BLOCK) * sympy.ceiling(M * BAND / N)
+    pairs = sympy.Piecewise((every, sympy.Lt(every, 2 * banded)), (banded, True))
     return 2 * pairs * (channels + ADDED)
