@@ -26,7 +26,8 @@ test-torch-%: $(VENV)-torch-%/bin/pip
 	$(<D)/python -m pip install 'torch==$*.*' -e '.[test]'
 	$(<D)/python $(PYTEST)
 
-# What only a GPU can show, in one command: its tests, latency of the graphs as they are deployed, then with CUDA graphs.
+# What only a GPU can show, in one command: its tests, latency of the graphs as they are deployed, then with CUDA graphs,
+# rivals, growth, and the forms of an attention whose keys count for several tokens.
 GPU_MODELS := --model vit_base_patch16_224 --model vit_large_patch16_224 --model vit_base_patch16_dinov3
 GPU := --device cuda --dtype bfloat16 --size 512 --size 1024 --flops-cut 0.35 --flops-cut 0.5
 bench-gpu: $(VENV)/dev.stamp
@@ -35,6 +36,7 @@ bench-gpu: $(VENV)/dev.stamp
 	$(BIN)/python bench/latency.py $(GPU_MODELS) $(GPU) --batch 1 --mode reduce-overhead --out out/latency_gpu_graphs.md
 	$(BIN)/python bench/latency.py --device cuda --dtype bfloat16 --strategy all --batch 8 --out out/latency_gpu_rivals.md
 	$(BIN)/python bench/scaling.py --device cuda --out out/scaling_gpu.md
+	$(BIN)/python bench/key_weights.py --device cuda --dtype bfloat16 --batch 8 --out out/key_weights_gpu.md
 
 # mypy knows nothing of setuptools' package-dir: it gets the package as it is installed, out of links.
 lint: $(VENV)/dev.stamp

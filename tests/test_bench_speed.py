@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
+import key_weights
 import latency
 import parts
 import scaling
@@ -22,10 +23,10 @@ TINY = ("--model", "vit_tiny_patch16_224", "--size", "96", "--turns", "3")
 PNG = b"\x89PNG"
 
 
-def run(command: Callable[..., None], out: Path, *arguments: str) -> str:
+def run(command: Callable[..., None], out: Path, *arguments: str, model: tuple[str, ...] = TINY) -> str:
     app = typer.Typer()
     app.command()(command)
-    done = CliRunner().invoke(app, [*TINY, *arguments, "--out", str(out)])
+    done = CliRunner().invoke(app, [*model, *arguments, "--out", str(out)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -84,3 +85,14 @@ def test_scaling_times_growth_and_passes(tmp_path: Path) -> None:
 def test_slope_is_the_power(power: float) -> None:
     x = [256, 1024, 4096]
     assert scaling.slope(x, [3 * n**power for n in x]) == pytest.approx(power)
+
+
+def test_keys_count_the_same_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--tokens", "40", "--heads", "2", "--turns", "3")
+    text = run(key_weights.main, tmp_path / "forms.md", *arguments, model=())
+    cells = text.splitlines()[-1].split("|")
+    assert cells[1:3] == [" float32 ", " 40 "]
+    assert all(float(cell.strip(" x")) > 0 for cell in cells[3:7])
+    monkeypatch.setattr(key_weights, "FORMS", {**key_weights.FORMS, "channel": key_weights.plain})
+    with pytest.raises(AssertionError, match="not close"):
+        run(key_weights.main, tmp_path / "forms.md", *arguments, model=())
