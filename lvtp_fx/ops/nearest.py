@@ -52,10 +52,11 @@ def nearest(
         others: [B, M] int64 indices of tokens. Results are indices into it.
     """
     (B, N, _), M = keyed.shape, others.shape[1]
-    blocks, width = -(-N // BLOCK), -(-M * BAND // N)
-    if (N if tokens is None else tokens.shape[1]) * M < 2 * blocks * BLOCK * width:
+    J = N if tokens is None else tokens.shape[1]
+    if _pairs(J, M, N) == J * M:
         own = keyed if tokens is None else rows(keyed, tokens)
         return _highest(own, rows(keyed, others), weight)
+    blocks, width = -(-N // BLOCK), _width(M, N)
     others, order = torch.sort(others, dim=-1)
     # How many of the others lie up to each token, and so up to the middle of each block. Blocks are of all tokens: some
     # that follow each other among `tokens` can be far apart.
@@ -79,7 +80,25 @@ def nearest_flops(
     tokens: sympy.Expr | int, others: sympy.Expr | int, N: sympy.Expr | int, channels: int
 ) -> sympy.Expr:
     """FLOPs of `nearest` for one image: J of N living tokens against M others, in features of so many channels."""
-    every, M = sympy.sympify(tokens) * others, sympy.sympify(others)
-    banded = BLOCK * sympy.ceiling(sympy.sympify(N) / BLOCK) * sympy.ceiling(M * BAND / N)
-    pairs = sympy.Piecewise((every, sympy.Lt(every, 2 * banded)), (banded, True))
-    return 2 * pairs * (channels + ADDED)
+    return 2 * (channels + ADDED) * _Pairs(tokens, others, N)
+
+
+def _pairs(J: int, M: int, N: int) -> int:
+    """How many pairs are compared: J * M, or those of the bands where they are at most half as many."""
+    banded = -(-N // BLOCK) * BLOCK * _width(M, N)
+    return J * M if J * M < 2 * banded else banded
+
+
+def _width(M: int, N: int) -> int:
+    """How many of M others lie in a band."""
+    return -(-M * BAND // N)
+
+
+class _Pairs(sympy.Function):  # type: ignore[misc]
+    """`_pairs`, as it is while a count is a symbol: spelled out, SymPy would take minutes to fold it."""
+
+    _imp_ = staticmethod(_pairs)  # what sympy.lambdify calls
+
+    @classmethod
+    def eval(cls, *counts: sympy.Expr) -> sympy.Expr | None:
+        return sympy.Integer(_pairs(*map(int, counts))) if all(count.is_Integer for count in counts) else None
