@@ -86,7 +86,7 @@ def nearest_flops(
 def _pairs(J: int, M: int, N: int) -> int:
     """How many pairs are compared: J * M, or those of the bands where they are at most half as many."""
     banded = -(-N // BLOCK) * BLOCK * _width(M, N)
-    return J * M if J * M < 2 * banded else banded
+    return banded if 2 * banded <= J * M else J * M
 
 
 def _width(M: int, N: int) -> int:
