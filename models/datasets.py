@@ -16,7 +16,7 @@ from PIL import Image
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.camvid import CamVid, DatasetMissingError
-from lvtp_fx.models.images import is_image, read_image
+from lvtp_fx.models.images import NOT_READ, is_image, read_image
 from lvtp_fx.models.preprocess import Size, resized, transforms
 from lvtp_fx.models.scenes import CLASS_NAMES, make_batch
 from lvtp_fx.models.train import HELD_OUT
@@ -163,7 +163,7 @@ def _label(path: Path) -> torch.Tensor:
     try:
         with Image.open(path) as file:
             return torch.from_numpy(np.array(file)).long()
-    except OSError as error:
+    except NOT_READ as error:
         raise _bad(str(path), "a label that Pillow can read", "images are scored on it", "another file",
                    str(error)) from error
 

@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from lvtp_fx.models.named import Named
-from lvtp_fx.models.request import Request, bad_model, guessed
+from lvtp_fx.models.request import Request, bad_device, bad_model, guessed
 
 
 def load(path: Path, request: Request) -> Named:
@@ -18,8 +18,11 @@ def load(path: Path, request: Request) -> Named:
     try:
         if not zipfile.is_zipfile(path):  # torch would write a traceback to stderr, too
             raise ValueError("no such file" if not path.is_file() else "no archive")
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("archive_format") for name in archive.namelist()):
+                raise ValueError("an archive of something else")
         program = torch.export.load(path)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise bad_model(request.name, "a file that torch.export.save wrote", str(error).splitlines()[0],
                         "its graph is rewritten", "torch.export.save(torch.export.export(model, inputs), FILE)",
                         ) from error
@@ -33,9 +36,13 @@ def load(path: Path, request: Request) -> Named:
         if given is not None and given != own:
             raise bad_model(request.name, f"{own}, which is what the program was exported with", f"{given}",
                             "an exported program holds one size and dtype", "leave it out, or export it again")
-    if torch.device(request.device).type != image.device.type:
-        program = _moved(program, request.device)
-        args = tuple(a.to(request.device) if isinstance(a, torch.Tensor) else a for a in args)
+    try:
+        device = torch.device(request.device)
+        if device.type != image.device.type or device.index not in (None, image.device.index):
+            program = _moved(program, request.device)
+            args = tuple(a.to(request.device) if isinstance(a, torch.Tensor) else a for a in args)
+    except (RuntimeError, AssertionError) as error:  # torch raises the second without CUDA
+        raise bad_device(request.device, error) from error
     preprocess, notes = guessed(request, (image.shape[2], image.shape[3]), "an exported program does not say it")
     named = Named(request.name, program, preprocess, notes=notes, device=request.device, dtype=image.dtype)
     if len(args) == 1 and not kwargs and image.shape[1] == 3 and _free_batch(program):

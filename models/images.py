@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.preprocess import transforms
+
+# What Pillow raises where it cannot read a file, breaks off in the middle, or takes its size for an attack.
+NOT_READ = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def find_images(paths: Sequence[Path], limit: int | None = None) -> list[Path]:
@@ -48,7 +51,7 @@ def read_image(path: str | Path) -> torch.Tensor:
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except NOT_READ as error:
         raise LvtpError(
             Code.BAD_EXAMPLE, where=str(path), expected="an image that Pillow can read", got=str(error),
             why="the model is run on it", hint="another file; convert it to PNG or JPEG if it is an image",

@@ -15,7 +15,7 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.palette import Palette, voc_palette
 from lvtp_fx.models.predict import Predictor, logits_of
 from lvtp_fx.models.preprocess import Preprocess, Size
-from lvtp_fx.models.request import FORMS, Request, bad_model
+from lvtp_fx.models.request import FORMS, Request, bad_device, bad_model
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,37 @@ class Named:
         return (self.prepared(list(noise)),)
 
     def prepared(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Images, uint8 [3, H, W] of any sizes, to the model's input [B, 3, *img_size]."""
+        """Images, uint8 [3, H, W] of any sizes, to the model's input [B, 3, *img_size].
+
+        Raises:
+            LvtpError: LVTP105 for an exported program that takes no such batch.
+        """
+        self._check_batch(len(images))
         made = [self.preprocess(image, self.img_size) for image in images]
         return torch.stack(made).to(self.device, self.dtype)
 
     def predictor(self, run: Any = None, **options: Any) -> Predictor:
-        """`Predictor` of this model, or of what was made of it; options are its `stride` and the like."""
+        """`Predictor` of this model, or of what was made of it; options are its `stride` and the like.
+
+        Raises:
+            LvtpError: LVTP105 for an exported program that does not take its batches.
+            ValueError: as `Predictor`.
+        """
+        self._check_batch(options.get("batch_size", 1))
         return Predictor(self.dense if run is None else run, self.preprocess, device=self.device, dtype=self.dtype,
                          **options)
+
+    def _check_batch(self, batch: int) -> None:
+        if self.example is None:
+            return
+        args, kwargs = self.example
+        if len(args) != 1 or kwargs or args[0].shape[:2] != (batch, 3):
+            shapes = ", ".join(str(tuple(getattr(arg, "shape", ()))) for arg in (*args, *kwargs.values()))
+            raise LvtpError(
+                Code.BAD_EXAMPLE, where=self.name, expected=f"a program that takes a batch of {batch} RGB images",
+                got=f"one of the inputs {shapes}, and no others", why="it is run on images",
+                hint="export it with a free batch: dynamic_shapes=({0: torch.export.Dim.AUTO},)",
+            )
 
     @torch.no_grad()
     def count_classes(self) -> int:
@@ -134,6 +157,5 @@ def _placed(named: Named, request: Request) -> Named:
     try:
         model = named.model.to(request.device, dtype).eval()
     except (RuntimeError, AssertionError) as error:  # torch raises the second without CUDA
-        raise bad_model(request.device, "a device of this machine", str(error), "the model runs there",
-                        "cpu") from error
+        raise bad_device(request.device, error) from error
     return replace(named, model=model, device=request.device, dtype=dtype)

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 ABOUT = "lvtp_fx"  # keyword of the text in a PNG
+PALETTE_SIZE = 256  # of a PNG: colours, and so classes
 Palette = Sequence[tuple[int, int, int]]  # red, green, blue in 0..255, one a class
 
 
@@ -50,10 +51,11 @@ def save_labels(path: str | Path, labels: torch.Tensor, palette: Palette, about:
         ValueError: a class has no colour, or is above 255, which a PNG with a palette cannot hold.
     """
     _check(labels, palette)
-    if int(labels.max()) > 255:
-        raise ValueError(f"a PNG with a palette holds classes up to 255, got {int(labels.max())}; write to_rgb instead")
+    if int(labels.max()) >= PALETTE_SIZE:
+        raise ValueError(f"a PNG with a palette holds classes up to {PALETTE_SIZE - 1}, got {int(labels.max())}; "
+                         "write to_rgb instead")
     picture = Image.fromarray(labels.cpu().numpy().astype(np.uint8))
-    picture.putpalette([part for colour in palette[:256] for part in colour])
+    picture.putpalette([part for colour in palette[:PALETTE_SIZE] for part in colour])
     text = PngInfo()
     text.add_text(ABOUT, about)
     path = Path(path)

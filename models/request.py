@@ -72,6 +72,11 @@ def only_own_size(request: Request, own: Size) -> None:
                         "its position embedding has that size", "leave --size out")
 
 
+def bad_device(device: str, error: Exception) -> LvtpError:
+    """LVTP106."""
+    return bad_model(device, "a device of this machine", str(error).splitlines()[0], "the model runs there", "cpu")
+
+
 def bad_model(where: str, expected: str, got: str, why: str, hint: str) -> LvtpError:
     """LVTP106."""
     return LvtpError(Code.BAD_MODEL, where=where, expected=expected, got=got, why=why, hint=hint)

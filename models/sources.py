@@ -76,10 +76,12 @@ def function(request: Request) -> Named:
     """What package.module:function returns: a module, or a module and its `Spec`. The working folder is importable."""
     sys.path.insert(0, os.getcwd())
     try:
-        made = pkgutil.resolve_name(request.name)()
-    except (ModuleNotFoundError, AttributeError) as error:
+        make = pkgutil.resolve_name(request.name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:  # the last for a name that can be none
         raise bad_model(request.name, "a function that can be imported", str(error), "it makes the model",
                         "package.module:function, where the package is installed or in the working folder") from error
+    else:
+        made = make()  # which may import more; what it raises is the user's to see
     finally:
         sys.path.remove(os.getcwd())
     model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

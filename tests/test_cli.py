@@ -40,6 +40,12 @@ def model():
     made = randomise(Segmenter(SegmenterConfig(img_size=32, patch_size=4, classes=5, C=32, depth=4, heads=2)), seed=0)
     return made.eval(), Spec((32, 32), 5, 4, 1.0, (0.5,) * 3, (0.25,) * 3)
 
+def model_alone():
+    return model()[0]
+
+def large():
+    return Segmenter(SegmenterConfig(img_size=32, patch_size=4, classes=257, C=32, depth=4, heads=2)).eval()
+
 def convolution():
     return torch.nn.Conv2d(3, 2, 1)
 
@@ -366,6 +372,9 @@ def test_missing_extra_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) 
     (("eval", MODEL, "--images", "photos", "--save", "file"), "LVTP502 file-not-usable at file"),
     (("demo", "--out", "photos"), "LVTP502 file-not-usable at photos"),
     (("eval", MODEL, "--data", "camvid:set"), "LVTP105 bad-example-inputs at set/labels/val/2.png"),
+    (("eval", "users_own:large", "--keep-ratio", "0.8", "--images", "photos", "--save", "maps"), "LVTP503 wrong-usage at lvtp-fx eval: "
+     "expected options and arguments as its help lists them; got Invalid value for --save: a PNG holds 256 classes"),
+    (("eval", "users_own:model_alone", "--size", "48", "--images", "photos"), "LVTP101 cannot-capture at Segmenter"),
 ])
 def test_wrong_usage_and_unusable_files(call: Call, folder: Path, arguments: tuple[str, ...], text: str) -> None:
     (folder / "file").write_text("no folder")
@@ -410,6 +419,42 @@ def test_installed_command_without_its_libraries_is_a_line(folder: Path) -> None
     assert only_line(done.stderr) == (
         "LVTP504 library-missing at lvtp-fx: expected the libraries that this needs; got the command line needs more "
         "than torch; try pip install 'lvtp_fx[cli]'")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+def test_a_full_disk_is_one_line(call: Call) -> None:
+    arguments = ("explain", MODEL, "--keep-ratio", "0.8", "--rounds", "0", "--html", "/dev/full")
+    line = only_line(call(*arguments, code=2).stderr)
+    assert line.startswith("LVTP502 file-not-usable at a file that is written: ")
+    assert "got No space left on device" in line
+
+
+def test_on_a_terminal_what_takes_time_is_shown(folder: Path) -> None:
+    """The real command under a pseudo-terminal; without one nothing is shown."""
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
+    ours, theirs = pty.openpty()
+    arguments = ["eval", MODEL, "--data", "camvid:set", "--keep-ratio", "0.8"]
+    command = [str(Path(sys.executable).with_name("lvtp-fx")), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=folder,
+                          env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}) as process:
+        os.close(theirs)
+        shown = b""
+        while chunk := _read(ours):
+            shown += chunk
+        assert process.stdout is not None
+        assert b"mIoU" in process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0, shown
+    for text in (b"find images", f"load {MODEL}".encode(), b"transform", b"score 4 of 4 images", b"4/4"):
+        assert text in shown
+    assert installed(folder, *arguments).stderr == ""
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that the other side is closed
+        return b""
 
 
 def test_installed_command_shows_bugs(folder: Path) -> None:

@@ -188,6 +188,9 @@ def test_exported_program(tmp_path: Path) -> None:
     refused(Request(str(tmp_path / "none.pt2")), "no such file")
     (tmp_path / "text.pt2").write_text("no archive")
     refused(Request(str(tmp_path / "text.pt2")), "no archive")
+    torch.save(model.state_dict(), tmp_path / "weights.pt2")
+    refused(Request(str(tmp_path / "weights.pt2")), "an archive of something else")
+    refused(Request(str(tmp_path / "model.pt2"), device="nowhere"), "a device of this machine")
     torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.rand(1, 3),)), tmp_path / "linear.pt2")
     refused(Request(str(tmp_path / "linear.pt2")), "0 such inputs")
 
@@ -198,6 +201,11 @@ def test_exported_program_of_a_fixed_batch_is_run_on_its_own_inputs(tmp_path: Pa
     named = load_named(Request(str(tmp_path / "model.pt2")))
     assert torch.equal(named.inputs(9)[0], x)
     assert named.notes[1] == "the program is run on the inputs that it was exported with, a batch of 2"
+    photos = [torch.zeros(3, 40, 50, dtype=torch.uint8)] * 3
+    assert torch.equal(named.dense(named.prepared(photos[:2])), model(named.prepared(photos[:2])))
+    for images in (lambda: named.prepared(photos), lambda: named.predictor()):
+        with pytest.raises(LvtpError, match=r"(?s)LVTP105 .*takes a batch of \d RGB.*\(2, 3, 32, 32\), and no others"):
+            images()
 
 
 def test_function_of_the_working_folder(in_folder: Path) -> None:
@@ -214,12 +222,16 @@ def test_function_of_the_working_folder(in_folder: Path) -> None:
     assert load_named(Request("users_own:sizeless", size=(8, 8))).count_classes() == 2
     refused(Request("users_own:nothing"), "nothing")
     refused(Request("nobodys:function"), "No module named 'nobodys'")
+    refused(Request("no-name:function"), "invalid format: 'no-name:function'")
 
 
 def test_error_inside_the_users_function_keeps_its_traceback(in_folder: Path) -> None:
-    (in_folder / "broken.py").write_text("def make():\n    return 1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
-        load_named(Request("broken:make"))
+    lines = {"divides": "1 / 0", "names": "sys.nothing", "imports": "__import__('nobody')"}
+    (in_folder / "broken.py").write_text(
+        "import sys\n" + "".join(f"def {name}(): return {line}\n" for name, line in lines.items()))
+    for name, error in (("divides", ZeroDivisionError), ("names", AttributeError), ("imports", ModuleNotFoundError)):
+        with pytest.raises(error):
+            load_named(Request(f"broken:{name}"))
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "timm:", "hf:", "some/where"])

@@ -254,7 +254,7 @@ def test_images_are_found_by_name_and_read_upright(tmp_path: Path) -> None:
     assert read_image(turned).shape == (3, 8, 6)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(LvtpError, match=r"LVTP105 .* at .*nowhere(?s:.)*no such file or folder"):
@@ -265,3 +265,13 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         find_images([])
     with pytest.raises(LvtpError, match=r"(?s)LVTP105 .*broken\.png.*an image that Pillow can read"):
         read_image(tmp_path / "broken.png")
+    Image.effect_noise((400, 400), 50).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    with pytest.raises(LvtpError, match=r"LVTP105 .*cut\.png"):
+        read_image(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes(whole)
+    assert read_image(tmp_path / "cut.png").shape == (3, 400, 400)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(LvtpError, match=r"(?s)LVTP105 .*exceeds limit"):
+        read_image(tmp_path / "cut.png")

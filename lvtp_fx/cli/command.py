@@ -20,6 +20,7 @@ from lvtp_fx.ranks import speaks
 
 # Of typer, or of click where typer does not bring its own: neither says where it is.
 UsageError: Any = typer.BadParameter.__bases__[0]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a write, which does not say of which file
 FAILED, REFUSED = 1, 2  # exit codes: what was checked does not hold; what was asked for cannot be done
 
 
@@ -48,7 +49,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except LvtpError as error:
             raise _refused(error, as_json) from None
         except OSError as error:
-            if error.filename is None:  # a closed pipe or a lost connection, say
+            if error.filename is None and error.errno not in FULL:  # a closed pipe or a lost connection, say
                 raise
             raise _refused(_of_file(error), as_json) from None
         except ImportError as error:
@@ -95,7 +96,8 @@ def check_writable(path: Path) -> None:
 
 def _of_file(error: OSError) -> LvtpError:
     return LvtpError(
-        Code.FILE_NOT_USABLE, where=str(error.filename), expected="a file or folder that can be used so",
+        Code.FILE_NOT_USABLE, where=str(error.filename or "a file that is written"),
+        expected="a file or folder that can be used so",
         got=str(error.strerror), why="the command reads or writes it", hint="another path")
 
 

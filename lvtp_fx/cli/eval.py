@@ -20,6 +20,7 @@ from lvtp_fx.models.datasets import Labelled, open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.named import Named
+from lvtp_fx.models.palette import PALETTE_SIZE
 from lvtp_fx.ranks import joined, reproducible
 
 DATA = "Labelled images: camvid:DIR, voc:DIR, cityscapes:DIR, ade20k:DIR, or scenes:COUNT (drawn)."
@@ -67,11 +68,6 @@ def evaluate(
         named = model.load()
         device = torch.device(named.device)
         reproducible(device)
-        classes = named.count_classes()
-    if isinstance(source.data, Labelled) and source.data.classes not in (None, classes):
-        raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
-    if at_model_size and isinstance(source.data, Labelled):
-        source = Source(source.ids, source.data.resized(named.img_size))
     options = {"stride": stride, "short_side": short_side, "batch_size": batch}
     try:
         dense = named.predictor(**options)
@@ -79,6 +75,13 @@ def evaluate(
         raise typer.BadParameter(str(error)) from None
     with step("transform"):
         fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
+        classes = named.count_classes()
+    if save is not None and classes > PALETTE_SIZE:
+        raise typer.BadParameter(f"a PNG holds {PALETTE_SIZE} classes, the model has {classes}", param_hint="--save")
+    if isinstance(source.data, Labelled) and source.data.classes not in (None, classes):
+        raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
+    if at_model_size and isinstance(source.data, Labelled):
+        source = Source(source.ids, source.data.resized(named.img_size))
     runs = [dense, replace(dense, run=fast)]
     ignored = source.data.ignore_index if isinstance(source.data, Labelled) else None
     meters = [SegmentationMeter(classes, ignored) for _ in runs]

@@ -108,4 +108,4 @@ def _page(
             device = torch.device(named.device)
             how = f"{how}, {device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         write(path, named.dense, fast, x, shown, named.class_names or None, named.colours, medians_ms, report=report,
-              latency_how=how)
+              latency_how=how, title=named.name)

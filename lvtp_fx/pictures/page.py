@@ -25,7 +25,7 @@ def write(
     path: str | Path, model: nn.Module, fast: nn.Module | None, images: torch.Tensor | None = None,
     shown: torch.Tensor | None = None, class_names: Sequence[str] | None = None,
     palette: Sequence[Colour] | None = None, latency_ms: tuple[float, float] | None = None, *,
-    report: Report | None = None, latency_how: str = "",
+    report: Report | None = None, latency_how: str = "", title: str = "",
 ) -> None:
     """Write the page; its folder is made where it is missing. It needs no network and no other file.
 
@@ -39,6 +39,7 @@ def write(
         latency_ms: measured medians of one batch, (dense, pruned); None: the page says that it was not measured.
         latency_how: what the page says of how latency was measured.
         report: needed where `fast` is None; by default that of `fast`.
+        title: of the page; the model's class without it.
 
     Raises:
         LvtpError: LVTP302 where `fast` is not what `transform` made.
@@ -51,7 +52,7 @@ def write(
     views = make_views(model, fast, images, shown, class_names, palette)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(type(model).__name__, report, views, latency_ms, latency_how), encoding="utf-8")
+    path.write_text(render(title or type(model).__name__, report, views, latency_ms, latency_how), encoding="utf-8")
 
 
 def render(
