@@ -10,6 +10,7 @@ from lvtp_fx.models.checkpoint import Spec
 
 Size = tuple[int, int]  # (height, width) in px
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def transforms() -> Any:
@@ -25,9 +26,11 @@ def transforms() -> Any:
     return v2
 
 
-def resized(image: torch.Tensor, size: Size) -> torch.Tensor:
-    """An image [..., H, W] at `size`, bilinear with antialiasing, in its dtype."""
-    out: torch.Tensor = transforms().functional.resize(image, list(size), antialias=True)
+def resized(image: torch.Tensor, size: Size, interpolation: str = "bilinear") -> torch.Tensor:
+    """An image [..., H, W] at `size`, with antialiasing, in its dtype; `interpolation` is one of `INTERPOLATIONS`."""
+    functional = transforms().functional
+    mode = functional.InterpolationMode(interpolation)
+    out: torch.Tensor = functional.resize(image, list(size), interpolation=mode, antialias=True)
     return out
 
 
@@ -46,13 +49,13 @@ class Preprocess(Protocol):
 
 
 class SpecPreprocess:
-    """Of a checkpoint's `Spec`: bilinear with antialiasing, then mean and standard deviation."""
+    """Of a checkpoint's `Spec`: resized, bilinear without an `interpolation`, then mean and standard deviation."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec, self.img_size = spec, spec.img_size
+    def __init__(self, spec: Spec, interpolation: str = "bilinear") -> None:
+        self.spec, self.img_size, self.interpolation = spec, spec.img_size, interpolation
 
     def __call__(self, image: torch.Tensor, size: Size | None) -> torch.Tensor:
-        fitting = image if size is None else resized(image, size)
+        fitting = image if size is None else resized(image, size, self.interpolation)
         return self.spec.normalised(transforms().functional.to_dtype(fitting, torch.float32, scale=True))
 
 

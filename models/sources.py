@@ -17,7 +17,7 @@ from lvtp_fx.models.adapters import EncoderSegmenter, timm_segmenter, torchvisio
 from lvtp_fx.models.backbones import read_state
 from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
 from lvtp_fx.models.named import Named
-from lvtp_fx.models.preprocess import SpecPreprocess
+from lvtp_fx.models.preprocess import INTERPOLATIONS, SpecPreprocess
 from lvtp_fx.models.request import Request, bad_model, guessed, inferred_size, only_own_size
 from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE
 
@@ -66,10 +66,10 @@ def backbone(kind: str, name: str, request: Request) -> Named:
         raise bad_model(request.name, f"{_EXPECTED[kind]}, and weights that are its own",
                         f"no weights in {request.weights}" if junk else str(error), "the head reads its tokens",
                         f"another name{', such as ' + ', '.join(known) if known else ''}, size or file") from error
-    mean, std = _statistics(kind, name, model)
+    mean, std, interpolation = _trained_with(kind, name, model)
     spec = Spec(model.img_size, shape["classes"], None, 1.0, mean, std)
     random = "the head's weights are random" if request.weights else "all weights are random"
-    return Named(request.name, model, SpecPreprocess(spec), notes=(random,))
+    return Named(request.name, model, SpecPreprocess(spec, interpolation), notes=(random,))
 
 
 def function(request: Request) -> Named:
@@ -119,15 +119,17 @@ def _names(kind: str) -> list[str]:
     return names
 
 
-def _statistics(kind: str, name: str, model: EncoderSegmenter) -> tuple[Any, Any]:
-    """Mean and standard deviation that the backbone was, or would be, trained with."""
+def _trained_with(kind: str, name: str, model: EncoderSegmenter) -> tuple[Any, Any, str]:
+    """Mean, standard deviation and interpolation that the backbone was, or would be, trained with. Its crop is not one
+    of them: every pixel gets a class."""
     if kind == "timm":
         import timm
 
         library: Any = timm
         config = library.data.resolve_model_data_config(model.encoder.model)
-        return tuple(config["mean"]), tuple(config["std"])
+        mode = config["interpolation"]
+        return tuple(config["mean"]), tuple(config["std"]), mode if mode in INTERPOLATIONS else "bilinear"
     from torchvision.models import get_model_weights
 
     preset: Any = next(iter(get_model_weights(name))).transforms()
-    return tuple(preset.mean), tuple(preset.std)
+    return tuple(preset.mean), tuple(preset.std), preset.interpolation.value

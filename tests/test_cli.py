@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import typer
@@ -170,6 +172,21 @@ def test_transform_writes_what_the_api_makes(call: Call, folder: Path) -> None:
     loaded = torch.export.load(folder / "out/fast.pt2").module()
     assert torch.allclose(loaded(*x), fast(*x), atol=1e-4)
     assert not torch.allclose(loaded(*x), named().dense(*x), atol=1e-4)
+
+
+def test_transform_writes_onnx_and_compiled_packages(call: Call, folder: Path) -> None:
+    (x,) = named().inputs(2, seed=1)
+    want = lvtp_fx.transform(named().model, (x,), keep_ratio=0.8)(x)
+    arguments = ("transform", MODEL, "--keep-ratio", "0.8", "--no-verify", "--to")
+    assert "(ONNX, " in call(*arguments, "fast.onnx").stdout
+    session = onnxruntime.InferenceSession(folder / "fast.onnx")
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    assert torch.allclose(got, want, atol=1e-4)
+    if not (which("c++") or which("g++")):  # which a package for the CPU is made with
+        assert only_line(call(*arguments, "fast.aoti.pt2", code=2).stderr).startswith("LVTP501")
+        return
+    assert "(AOTInductor package, " in call(*arguments, "fast.aoti.pt2").stdout
+    assert torch.allclose(torch._inductor.aoti_load_package(str(folder / "fast.aoti.pt2"))(x), want, atol=1e-4)
 
 
 def test_transform_writes_nothing_where_it_refuses(call: Call, folder: Path) -> None:
@@ -372,8 +389,9 @@ def test_missing_extra_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) 
     (("eval", MODEL, "--images", "photos", "--save", "file"), "LVTP502 file-not-usable at file"),
     (("demo", "--out", "photos"), "LVTP502 file-not-usable at photos"),
     (("eval", MODEL, "--data", "camvid:set"), "LVTP105 bad-example-inputs at set/labels/val/2.png"),
-    (("eval", "users_own:large", "--keep-ratio", "0.8", "--images", "photos", "--save", "maps"), "LVTP503 wrong-usage at lvtp-fx eval: "
-     "expected options and arguments as its help lists them; got Invalid value for --save: a PNG holds 256 classes"),
+    (("eval", "users_own:large", "--keep-ratio", "0.8", "--images", "photos", "--save", "maps"),
+     "LVTP503 wrong-usage at lvtp-fx eval: expected options and arguments as its help lists them; got Invalid value "
+     "for --save: a PNG holds 256 classes"),
     (("eval", "users_own:model_alone", "--size", "48", "--images", "photos"), "LVTP101 cannot-capture at Segmenter"),
 ])
 def test_wrong_usage_and_unusable_files(call: Call, folder: Path, arguments: tuple[str, ...], text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 import lvtp_fx
 from lvtp_fx.errors import LvtpError
@@ -102,6 +103,10 @@ def test_timm_backbone_gets_a_head_and_the_statistics_of_timm() -> None:
     assert named.notes == ("all weights are random",)
     white = torch.full((3, 32, 64), 255, dtype=torch.uint8)
     assert torch.allclose(named.prepared([white]), torch.ones(1, 3, 32, 64))  # mean and deviation 0.5
+    dot = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    dot[:, 8, 8] = 200
+    smooth = F.interpolate(dot[None].float(), (32, 64), mode="bicubic", antialias=True).round().clamp(0, 255)
+    assert torch.allclose(named.prepared([dot]), smooth / 127.5 - 1, atol=0.02)  # as timm's models are trained
     again = load_named(Request("timm:vit_tiny_patch16_224", (32, 64), "mask", 5))
     assert torch.equal(named.dense(*named.inputs(1)), again.dense(*again.inputs(1)))
     refused(Request("timm:vit_tiny_patch61_224"), "such as vit_tiny_patch16_224")
