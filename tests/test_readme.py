@@ -27,6 +27,6 @@ def test_links_lead_to_files() -> None:
 
 def test_make_targets_exist() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    pages = [README, *(page.read_text() for page in (ROOT / "docs").glob("*.md")), (ROOT / "bench/README.md").read_text()]
+    pages = [README, *(page.read_text() for folder in ("docs", "bench") for page in (ROOT / folder).glob("*.md"))]
     named = set(re.findall(r"(?:^ *|`)make ([a-z-]+)", "\n".join(pages), flags=re.MULTILINE))
     assert {"demo", "test", "test-matrix", "bench-gpu"} <= named <= set(targets)
