@@ -198,6 +198,22 @@ def test_page_of_a_refusal_shows_it_and_no_pruned_numbers(bundled: SimpleNamespa
     assert text.count("dense") == 2  # the heads of both tables
 
 
+def test_bars_are_as_long_as_their_numbers(bundled: SimpleNamespace) -> None:
+    """Of the longest bar of the chart of blocks, and of the longer one of a pair of costs."""
+    report = bundled.fast.report
+    text = page.render("m", report, Views(), latency_ms=(40.0, 30.0))
+    rows = re.findall(r"<tr>.*?</tr>", text)
+    drawn = [([float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)%"', row)],
+              [float(number) for number in re.findall(r'<td class="number">([\d.]+)</td>', row)]) for row in rows]
+    drawn = [(widths, numbers) for widths, numbers in drawn if widths]
+    assert len(drawn) == len(report.blocks) + 3  # the whole model, the encoder, latency
+    most = max(block.tokens_dense for block in report.blocks)
+    for i, (widths, numbers) in enumerate(drawn):
+        whole = most if i < len(report.blocks) else max(numbers)
+        assert widths == pytest.approx([100 * number / whole for number in numbers], abs=0.1)
+    assert drawn[-1] == ([100.0, 75.0], [40.0, 30.0])
+
+
 def test_page_without_images_says_so(bundled: SimpleNamespace, tmp_path: Path) -> None:
     for images in (None, bundled.x[:0]):
         page.write(tmp_path / "page.html", bundled.model, bundled.fast, images)
