@@ -67,7 +67,7 @@ def measure(B: int, H: int, N: int, D: int, dtype: torch.dtype, device: str, tur
         for name in ("channel", "flex"):
             torch.testing.assert_close(outs[name].float(), outs["mask"].float(), rtol=0,
                                        atol=1e-5 if dtype == torch.float32 else 3e-2)
-        times = in_turn([lambda _, run=run: run(q, k, v, bias) for run in runs], q, rounds=turns)
+        times = in_turn(runs, q, k, v, bias, rounds=turns)
     return {name: statistics.median(each) for name, each in zip(FORMS, times, strict=True)}
 
 

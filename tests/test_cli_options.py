@@ -130,7 +130,7 @@ def test_refusal_is_a_line_and_an_exit_code(code: Code, exit_code: int) -> None:
     (ImportError("x needs more: pip install 'lvtp_fx[models]'"), True), (ImportError("no module x"), False),
     (ValueError("a bug"), False), (OSError(28, "No space left on device", "/data/x"), True),
     (OSError(28, "No space left on device"), True),  # as a write says it
-    (ConnectionResetError(104, "Connection reset by peer"), False),
+    (OSError(5, "Input/output error"), False), (ConnectionResetError(104, "Connection reset by peer"), False),
 ])
 def test_only_a_missing_extra_and_files_are_told_without_a_traceback(error: Exception, caught: bool) -> None:
     def fail() -> None:
