@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 import lvtp_fx
+from lvtp_fx.capture import Capture, capture
 from tests.zoo import ZOO
 
 CUT = 0.2  # reachable with every head
@@ -35,6 +36,7 @@ class Case:
     """A segmenter of the zoo, transformed at `CUT`, and a batch of three different images."""
 
     model: nn.Module
+    captured: Capture  # of `model`; most of the time goes into making it
     fast: fx.GraphModule
     x: torch.Tensor
     output: torch.Tensor  # of `model`, before it was transformed
@@ -58,6 +60,7 @@ def case() -> Callable[[str, str], Case]:
         state = {key: value.clone() for key, value in model.state_dict().items()}
         with torch.no_grad():
             output = model(x)
-        return Case(model, lvtp_fx.transform(model, (x,), flops_cut=CUT), x, output, state)
+        captured = capture(model, (x,), {})
+        return Case(model, captured, lvtp_fx.transform(captured, flops_cut=CUT), x, output, state)
 
     return make

@@ -212,6 +212,21 @@ def test_a_mode_is_inductors() -> None:
         backend(torch.fx.symbolic_trace(nn.Identity()), [picture()], mode="fastest")
 
 
+@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("mode", [None, "max-autotune-no-cudagraphs"])
+def test_a_mode_is_in_force_while_inductor_compiles(mode: str | None) -> None:
+    """As a pass of Inductor's own sees it."""
+    seen = []
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(
+        force_disable_caches=True,  # what comes from a cache is not compiled
+        post_grad_custom_post_pass=lambda graph: seen.append(torch._inductor.config.max_autotune),
+    ), torch.no_grad():
+        messages = refusals(lambda: torch.compile(nn.Conv2d(3, 4, 3).eval(), backend="lvtp_fx", mode=mode)(picture()))
+    assert "LVTP102 attention-not-matched" in messages[0]
+    assert seen == [mode is not None]
+
+
 def test_gradients_are_those_of_the_transformed_module_under_aot_autograd() -> None:
     model, x, inner = vit(fused), picture(), Inner("aot_eager")
     fast = transformed(model, x, keep_ratio=0.5)

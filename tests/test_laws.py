@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import lvtp_fx
+from lvtp_fx.capture import capture
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from tests.conftest import CUT, Case
 from tests.zoo import ZOO, ZOO_FULL
@@ -28,14 +29,14 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 def test_identity_nothing_to_prune_is_the_model_bit_for_bit(case: Cases, name: str, head: str) -> None:
     it = case(name, head)
     with torch.no_grad():
-        same = lvtp_fx.transform(it.model, (it.x,), flops_cut=0)(it.x)
+        same = lvtp_fx.transform(it.captured, flops_cut=0)(it.x)
     assert torch.equal(same, it.output)
 
 
 @pytest.mark.parametrize(("name", "head"), ZOO_FULL)
 def test_oracle_the_dense_model_agrees_under_the_same_decisions(case: Cases, name: str, head: str) -> None:
     it = case(name, head)
-    check = lvtp_fx.verify(it.model, it.fast, (it.x,))
+    check = lvtp_fx.verify(it.captured, it.fast, (it.x,))
     assert check.max_error <= check.tolerance <= 2e-5
     assert len(check.state_errors) >= 8  # two states a block, four blocks
     with torch.no_grad():  # and it did prune: the output is not the dense one
@@ -131,18 +132,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("name", "head"), [("beit_base_patch16_224", "mask"), ("vit_small_patch16_dinov3", "dpt")])
-def test_oracle_agrees_under_every_option(name: str, head: str, options: dict[str, Any]) -> None:
-    model, x = ZOO[name].build(head), ZOO[name].image(2)
-    fast = lvtp_fx.transform(model, (x,), **{"flops_cut": 0.15, **options})
+def test_oracle_agrees_under_every_option(case: Cases, name: str, head: str, options: dict[str, Any]) -> None:
+    it = case(name, head)
+    fast = lvtp_fx.transform(it.captured, **{"flops_cut": 0.15, **options})
     assert len(fast.report.sites) >= 1
-    lvtp_fx.verify(model, fast, (x,))
+    lvtp_fx.verify(it.captured, fast, (it.x,))
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_oracle_agrees_to_the_last_digits_in_float64(name: str) -> None:
     model, x = ZOO[name].build("linear").double(), ZOO[name].image(2).double()
-    fast = lvtp_fx.transform(model, (x,), flops_cut=CUT)
-    assert lvtp_fx.verify(model, fast, (x,)).max_error < 1e-12
+    captured = capture(model, (x,), {})
+    fast = lvtp_fx.transform(captured, flops_cut=CUT)
+    assert lvtp_fx.verify(captured, fast, (x,)).max_error < 1e-12
 
 
 @pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
