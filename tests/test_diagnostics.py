@@ -244,30 +244,30 @@ def test_lvtp201(options: dict[str, Any], expected: str, hint: str) -> None:
 
 
 def test_lvtp201_for_a_field_that_does_not_exist(it: Case) -> None:
-    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), flop_cut=0.3))
+    text = refusal(lambda: lvtp_fx.transform(it.captured, flop_cut=0.3))
     assert text.startswith("LVTP201 config-out-of-range at Config.flop_cut\n  expected: a field of Config: align, ")
     assert text.endswith("try: check the spelling")
 
 
 def test_lvtp201_for_more_ratios_than_sites(it: Case) -> None:
-    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), keep_ratio=(0.9, 0.8, 0.7, 0.6)))
+    text = refusal(lambda: lvtp_fx.transform(it.captured, keep_ratio=(0.9, 0.8, 0.7, 0.6)))
     assert "expected: one ratio, or 2\n  got: 4 ratios\n  why: each site needs its own" in text
 
 
 def test_lvtp202_says_what_can_be_reached(it: Case) -> None:
-    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), flops_cut=0.97))
+    text = refusal(lambda: lvtp_fx.transform(it.captured, flops_cut=0.97))
     head, expected, got, why, hint = text.splitlines()
     assert head == "LVTP202 flops-cut-unreachable at Config.flops_cut"
     best = float(expected.removeprefix("  expected: at most ").split()[0])
     assert got == "  got: 0.97"
     assert why == "  why: all before block 0 and after the encoder runs on the full grid"
     assert hint == "  try: a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)"
-    assert lvtp_fx.explain(it.model, (it.x,), flops_cut=best - 0.01).refused == ""
-    assert lvtp_fx.explain(it.model, (it.x,), flops_cut=0.97).refused == text
+    assert lvtp_fx.explain(it.captured, flops_cut=best - 0.01).refused == ""
+    assert lvtp_fx.explain(it.captured, flops_cut=0.97).refused == text
 
 
 def test_lvtp202_where_scoring_would_cost_more_than_it_saves(it: Case) -> None:
-    text = refusal(lambda: lvtp_fx.transform(it.model, (it.x,), keep_ratio=0.99, sites=(3,)))
+    text = refusal(lambda: lvtp_fx.transform(it.captured, keep_ratio=0.99, sites=(3,)))
     head, expected, got, why, hint = text.splitlines()
     assert head == "LVTP202 flops-cut-unreachable at encoder.model.blocks.3.attn"
     assert expected == "  expected: a reduction that saves more FLOPs than scoring, owners and restores cost"
@@ -275,11 +275,11 @@ def test_lvtp202_where_scoring_would_cost_more_than_it_saves(it: Case) -> None:
     assert got.endswith("% FLOPs at keep_ratio=0.99")
     assert why == "  why: the graph would be slower than the dense one: most ops after this block need the full grid"
     assert hint == "  try: a smaller keep_ratio, or earlier sites, e.g. sites=(0, 1, 2); or leave this model dense"
-    assert lvtp_fx.transform(it.model, (it.x,), keep_ratio=0.5, sites=(0,)).report.flops_cut > 0
+    assert lvtp_fx.transform(it.captured, keep_ratio=0.5, sites=(0,)).report.flops_cut > 0
 
 
 def test_lvtp203(it: Case) -> None:
-    assert refusal(lambda: lvtp_fx.transform(it.model, (it.x,), sites=(1, 4))) == (
+    assert refusal(lambda: lvtp_fx.transform(it.captured, sites=(1, 4))) == (
         "LVTP203 sites-out-of-range at Config.sites\n  expected: block indices in [-4, 4)\n  got: (1, 4)\n"
         "  why: the encoder has 4 blocks\n"
         '  try: sites="auto", or lvtp_fx.explain(model, example_inputs) to see the blocks'

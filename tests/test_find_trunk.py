@@ -16,7 +16,7 @@ from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes.choose_sites import ChooseSites, automatic
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan, Trunk
-from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, fused, picture
+from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, captured, fused, picture
 
 Tensor = torch.Tensor
 
@@ -250,13 +250,13 @@ def test_stream_with_the_most_attention_is_the_trunk() -> None:
 
 def test_stream_that_exchanges_with_the_trunk_keeps_the_full_grid() -> None:
     """It has no memory of dropped tokens, so the trunk is restored for it."""
-    model = randomise(Exchange(), seed=0).eval()
     images = (picture(), picture(seed=2))
-    fast = lvtp_fx.transform(model, images, keep_ratio=0.7, sites=(0,))
+    dense = captured(randomise(Exchange(), seed=0), *images)
+    fast = lvtp_fx.transform(dense, keep_ratio=0.7, sites=(0,))
     assert [(b.path, b.site) for b in fast.report.blocks] == [
         ("a.0.attention", True), ("a.1.attention", False), ("a.2.attention", False)]
     assert [u.where.split()[0] for u in fast.report.unmatched] == ["b.0.attention", "b.1.attention"]
-    assert lvtp_fx.verify(model, fast, images).max_error < 2e-5
+    assert lvtp_fx.verify(dense, fast, images).max_error < 2e-5
 
 
 def test_stream_inside_a_branch_belongs_to_the_block() -> None:
@@ -325,9 +325,9 @@ def test_two_sites_in_parallel_blocks_are_refused(parallel: Plan) -> None:
 def test_pruned_graph_equals_the_dense_oracle() -> None:
     """A block of each kind, tokens dropped after each but the last."""
     blocks = [PostNorm(Attention(fused)), Scaled(Attention(fused)), SideBySide(Attention(fused)), Parallel()]
-    model = randomise(TinyViT(blocks), seed=0).eval()
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.8, sites=(0, 1, 2))
-    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+    dense = captured(randomise(TinyViT(blocks), seed=0))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.8, sites=(0, 1, 2))
+    assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
 
 
 class Joining(TinyViT):
@@ -349,10 +349,10 @@ class Joining(TinyViT):
 
 @pytest.mark.parametrize("restore", ["delta", "frozen", "copy"])
 def test_prefix_tokens_may_join_and_leave_after_a_reduction(restore: str) -> None:
-    model = randomise(Joining([PreNorm(Attention(fused)) for _ in range(4)]), seed=0).eval()
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.6, sites=(0, 1), restore=restore)
+    dense = captured(randomise(Joining([PreNorm(Attention(fused)) for _ in range(4)]), seed=0))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0, 1), restore=restore)
     assert [b.tokens_dense for b in fast.report.blocks][:3] == [64, 64, 67]
-    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+    assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
 
 
 class WrittenNorm(nn.Module):
@@ -372,8 +372,9 @@ class WrittenNorm(nn.Module):
 def test_a_norm_that_is_written_out_is_still_the_same_stream() -> None:
     model = randomise(TinyViT([WrittenNorm(Attention(fused)) for _ in range(3)]), seed=0).eval()
     assert paths(trunk_of(analyse(model))) == [f"blocks.{i}.attention" for i in range(3)]
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.7, sites=(0, 1))
-    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+    dense = captured(model)
+    fast = lvtp_fx.transform(dense, keep_ratio=0.7, sites=(0, 1))
+    assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
 
 
 class TwoStreams(nn.Module):

@@ -100,7 +100,7 @@ def test_copies_are_whole(it: Case) -> None:
     assert torch.equal(again(it.x), it.fast(it.x))
     assert again.report == it.fast.report
     assert len(lvtp_fx.decisions(again, it.x)) == 2
-    lvtp_fx.verify(it.model, again, (it.x,))
+    lvtp_fx.verify(it.captured, again, (it.x,))
 
 
 def test_a_saved_module_runs_but_its_graph_is_lost(it: Case) -> None:
@@ -189,6 +189,6 @@ def test_report_and_explain_agree_and_are_plain_data(it: Case) -> None:
 
 def test_config_object_overrides_and_lists(it: Case) -> None:
     config = lvtp_fx.Config(flops_cut=CUT, sites=[0, 1], keep_ratio=[0.9, 0.8])  # type: ignore[arg-type]
-    report = lvtp_fx.explain(it.model, (it.x,), config=config, keep_ratio=None)
+    report = lvtp_fx.explain(it.captured, config=config, keep_ratio=None)
     assert report == it.fast.report
-    assert lvtp_fx.explain(it.model, (it.x,), config=config).kept == (57, 45)
+    assert lvtp_fx.explain(it.captured, config=config).kept == (57, 45)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import cache
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import fx, nn
 
 import lvtp_fx
-from lvtp_fx.capture import Capture, capture
+from lvtp_fx.capture import Capture
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.plan import LaterStream
-from tests.tiny import Attention, C, N, PreNorm, TinyViT, analyse, fused, picture
+from tests.tiny import Attention, C, N, PreNorm, TinyViT, analyse, captured, fused, picture
 
 lvtp = torch.ops.lvtp
 
@@ -161,9 +160,10 @@ def test_a_stream_that_begins_and_ends_inside_another_is_a_part_of_it() -> None:
 def test_a_stream_on_another_grid_is_not_reduced() -> None:
     model = randomise(PerPixel(), seed=0).eval()
     assert later(model) == ()
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
+    dense = captured(model)
+    fast = lvtp_fx.transform(dense, keep_ratio=0.5)
     assert fast.report.unmatched[0].where.startswith("block.attention")
-    lvtp_fx.verify(model, fast, (picture(),))
+    lvtp_fx.verify(dense, fast, (picture(),))
 
 
 def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
@@ -180,9 +180,9 @@ def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
 
 
 @cache
-def captured(kind: type[nn.Module]) -> Capture:
+def in_double(kind: type[nn.Module]) -> Capture:
     model = MaskTransformer(encoder(), 2) if kind is MaskTransformer else kind()
-    return capture(randomise(model, seed=0).eval().double(), (picture().double(),), {})
+    return captured(randomise(model, seed=0).double(), picture().double())
 
 
 @pytest.mark.parametrize("kind", [
@@ -193,14 +193,14 @@ def captured(kind: type[nn.Module]) -> Capture:
     {"sites": (0,)}, {"decoder": "full"}, {"reduce": "select", "restore": "frozen"},
 ], ids=str)
 def test_the_oracle_agrees(kind: type[nn.Module], options: dict[str, Any]) -> None:
-    dense = captured(kind)
+    dense = in_double(kind)
     fast = lvtp_fx.transform(dense, keep_ratio=0.6, **{"sites": (0, 1), **options})
     assert lvtp_fx.verify(dense, fast, (picture().double(),)).max_error < 1e-12
 
 
 def test_a_full_decoder_runs_on_all_tokens_and_saves_less() -> None:
-    model = decoder()
-    reduced, full = (lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, decoder=d) for d in ("reduced", "full"))
+    dense = captured(decoder())
+    reduced, full = (lvtp_fx.transform(dense, keep_ratio=0.5, decoder=d) for d in ("reduced", "full"))
     assert [b.tokens for b in full.report.blocks][-2:] == [N + 5, N + 5]
     assert full.report.gflops_encoder_pruned == reduced.report.gflops_encoder_pruned
     assert full.report.gflops_pruned > reduced.report.gflops_pruned
@@ -223,8 +223,8 @@ def test_nothing_to_prune_leaves_the_decoder_as_it_is() -> None:
     ("merge", -1, 3, "other sizes"), ("restore", -1, 2, "zeros"), ("key_bias", -1, 1, "ones"),
 ])
 def test_a_broken_decoder_is_caught(op: str, which: int, argument: int, broken: str) -> None:
-    model = decoder()
-    module = copy.deepcopy(lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0, 1)))
+    dense = captured(decoder())
+    module = lvtp_fx.transform(dense, keep_ratio=0.5, sites=(0, 1))
     node = targets(module, op)[which]
     with module.graph.inserting_before(node):
         old = node.args[argument]
@@ -238,4 +238,4 @@ def test_a_broken_decoder_is_caught(op: str, which: int, argument: int, broken: 
         node.update_arg(argument, new)
     module.recompile()
     with pytest.raises(LvtpError, match="LVTP301 verify-mismatch at "):
-        lvtp_fx.verify(model, module, (picture(),))
+        lvtp_fx.verify(dense, module, (picture(),))

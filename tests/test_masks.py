@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import lvtp_fx
+from lvtp_fx.capture import Capture
+from tests.tiny import captured
 
 B_FORMS = ("4d", "merged", "heads first", "grouped")  # the same attention, written four ways
 
@@ -63,16 +65,17 @@ class Model(nn.Module):
         return out
 
 
-def build(form: str) -> tuple[nn.Module, torch.fx.GraphModule, torch.Tensor]:
+def build(form: str) -> tuple[Capture, torch.fx.GraphModule, torch.Tensor]:
     torch.manual_seed(0)
-    model, x = Model(form).eval(), torch.randn(3, 3, 64, 64)
-    return model, lvtp_fx.transform(model, (x,), keep_ratio=0.6, sites=(0, 1)), x
+    model, x = Model(form), torch.randn(3, 3, 64, 64)
+    dense = captured(model, x)
+    return dense, lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0, 1)), x
 
 
 @pytest.mark.parametrize("form", [*B_FORMS, "grouped, a mask a group", "keys", "one head", "boolean", "relative keys"])
 def test_masks_follow_their_queries(form: str) -> None:
-    model, fast, x = build(form)
-    lvtp_fx.verify(model, fast, (x,))
+    dense, fast, x = build(form)
+    lvtp_fx.verify(dense, fast, (x,))
     with torch.no_grad():
         together = fast(x)
         for i in range(3):

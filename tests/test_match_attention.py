@@ -15,7 +15,7 @@ from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.match_attention import MatchAttention
 from lvtp_fx.plan import Miss, Plan
-from tests.tiny import Attention, B, C, D, Form, H, N, PreNorm, TinyViT, picture
+from tests.tiny import Attention, B, C, D, Form, H, N, PreNorm, TinyViT, captured, picture
 
 Tensor = torch.Tensor
 aten = torch.ops.aten
@@ -286,8 +286,8 @@ def test_nothing_else_is_left_of_the_written_forms(matched: Plan) -> None:
 
 
 def test_hooks_name_nodes_of_the_captured_graph(matched: Plan) -> None:
-    captured = {n.name: n.target for n in matched.captured.graph.nodes}
-    assert {captured[a.hook] for a in matched.attentions} == {
+    targets = {n.name: n.target for n in matched.captured.graph.nodes}
+    assert {targets[a.hook] for a in matched.attentions} == {
         aten.softmax.int, aten.scaled_dot_product_attention.default}
 
 
@@ -365,9 +365,9 @@ def test_pruned_graph_equals_the_dense_oracle() -> None:
     """Blocks in different forms, tokens dropped after each."""
     names = ("masked_fill", "einsum, tokens first", "rows and columns apart for the bias",
              "queries and keys in float64", "the maximum taken off")
-    model = randomise(TinyViT([PreNorm(Attention(FORMS[name])) for name in names]), seed=0).eval()
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.8, sites=(0, 2))
-    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-5
+    dense = captured(randomise(TinyViT([PreNorm(Attention(FORMS[name])) for name in names]), seed=0))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.8, sites=(0, 2))
+    assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
 
 
 def test_equations_are_spelt_out() -> None:

@@ -16,7 +16,7 @@ from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.record import RECORD
 from tests.conftest import Case
-from tests.tiny import Attention, B, C, D, H, N, PreNorm, TinyViT, fused, picture
+from tests.tiny import Attention, B, C, D, H, N, PreNorm, TinyViT, captured, fused, picture
 
 Cases = Callable[[str, str], Case]
 Break = Callable[[fx.Graph, fx.Node], fx.Node]  # what takes the place of a node
@@ -96,7 +96,7 @@ def test_a_broken_node_is_caught(case: Cases, name: str, op: str, which: int, br
     node.replace_all_uses_with(replacement)
     module.recompile()
     with pytest.raises(LvtpError, match="LVTP301 verify-mismatch at "):
-        lvtp_fx.verify(it.model, module, (it.x,))
+        lvtp_fx.verify(it.captured, module, (it.x,))
 
 
 def rotated(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
@@ -126,17 +126,17 @@ class Returning(TinyViT):
 
 
 def test_a_returned_map_costs_its_block_and_the_oracle_knows_the_copies_that_it_reads() -> None:
-    model = randomise(Returning([PreNorm(Attention(rope)) for _ in range(4)]), seed=0).eval()
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0, 1))
+    dense = captured(randomise(Returning([PreNorm(Attention(rope)) for _ in range(4)]), seed=0))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.5, sites=(0, 1))
     assert [b.path for b in fast.report.blocks] == [f"blocks.{i}.attention" for i in (0, 1, 3)]
     assert [u.reason for u in fast.report.unmatched] == ["the attention map has a second consumer"]
     assert fast(picture())[1].shape == (B, H, N, N)
-    lvtp_fx.verify(model, fast, (picture(),))
+    lvtp_fx.verify(dense, fast, (picture(),))
     record = fast.meta[RECORD]
     assert {copy.reader for copy in record.copied} == {"softmax", "matmul_1"}
     fast.meta[RECORD] = replace(record, copied=())
     with pytest.raises(LvtpError, match="LVTP301"):
-        lvtp_fx.verify(model, fast, (picture(),))
+        lvtp_fx.verify(dense, fast, (picture(),))
 
 
 class Convolving(Attention):
@@ -155,8 +155,8 @@ class Convolving(Attention):
 
 def test_attention_whose_operands_need_the_full_grid_runs_on_it_and_masks_no_key() -> None:
     blocks = [PreNorm(Attention(fused)), PreNorm(Convolving()), PreNorm(Attention(fused))]
-    model = randomise(TinyViT(blocks), seed=0).eval()
-    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0,))
+    dense = captured(randomise(TinyViT(blocks), seed=0))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.5, sites=(0,))
     assert [b.tokens for b in fast.report.blocks] == [N, N, N // 2]
-    lvtp_fx.verify(model, fast, (picture(),))
+    lvtp_fx.verify(dense, fast, (picture(),))
     assert len(fast.meta[RECORD].hooks) == 1

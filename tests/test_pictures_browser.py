@@ -191,10 +191,11 @@ def painted(tab: Any, layer: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"), float)
 
 
+@SCHEMES
 def test_frames_show_the_picture_over_the_image(
-    opened: Open, pages: dict[str, Path], views: tuple[lvtp_fx.Report, Views]
+    opened: Open, pages: dict[str, Path], views: tuple[lvtp_fx.Report, Views], scheme: str
 ) -> None:
-    tab = opened(pages["whole"]).page
+    tab = opened(pages["whole"], scheme).page
     for layer, found in {**views[1].sites[0].pictures, **views[1].fixed}.items():
         pixels = found[0]
         large = np.asarray(Image.fromarray(pixels).resize((192, 192), Image.Resampling.NEAREST), float)

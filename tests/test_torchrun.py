@@ -229,15 +229,18 @@ def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
 
 
-def on_hosts(hosts: list[tuple[str, str, str]], parent: Path, *arguments: str) -> tuple[list[Path], str]:
-    """One process on each, in a folder with a checkpoint that the other does not see: the folders, and what both
+def on_hosts(
+    hosts: list[tuple[str, str, str]], parent: Path, *arguments: str, processes: int
+) -> tuple[list[Path], str]:
+    """So many processes on each, in a folder with a checkpoint that the other does not see: the folders, and what both
     print."""
     folders, started = [parent / name for name, _, _ in hosts], []
     for (name, address, end), folder in zip(hosts, folders, strict=True):
         (folder / "tiny").mkdir(parents=True)
         write_tiny(folder / "tiny")
         command = launcher("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0][1]}:29500",
-                           "--rdzv-conf", f"is_host={address == hosts[0][1]}", "--local-addr", address, processes=1)
+                           "--rdzv-conf", f"is_host={address == hosts[0][1]}", "--local-addr", address,
+                           processes=processes)
         started.append(subprocess.Popen(
             ["ip", "netns", "exec", name, *command, "lvtp_fx.cli.main", *arguments], cwd=folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(GLOO_SOCKET_IFNAME=end)))
@@ -253,12 +256,13 @@ def on_hosts(hosts: list[tuple[str, str, str]], parent: Path, *arguments: str) -
 def test_two_hosts_that_share_no_files(
     one: tuple[Path, str], hosts: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
-    folders, text = on_hosts(hosts, tmp_path / "eval", *EVAL)
+    """Two processes on each score; one on each calibrates."""
+    folders, text = on_hosts(hosts, tmp_path / "eval", *EVAL, processes=2)
     assert text == one[1]
     maps = [folder / "maps" for folder in folders]
-    assert [len(label_maps(each)) for each in maps] == [6, 6]
+    assert [len(label_maps(each)) for each in maps] == [8, 4]  # two of the four processes have two of the six images
     assert label_maps(*maps) == label_maps(one[0] / "maps")
-    folders, text = on_hosts(hosts, tmp_path / "calibrate", *CALIBRATE, "--out", "schedule.json")
+    folders, text = on_hosts(hosts, tmp_path / "calibrate", *CALIBRATE, "--out", "schedule.json", processes=1)
     assert text.count("written: schedule.json") == 1
     [schedule] = [file for folder in folders for file in folder.glob("schedule.json*")]  # the first process's alone
     assert schedule.read_bytes() == (one[0] / "schedule.json").read_bytes()

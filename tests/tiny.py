@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lvtp_fx.capture import capture
+from lvtp_fx.capture import Capture, capture
 from lvtp_fx.config import Config
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.passes import pipeline
@@ -107,7 +107,11 @@ def picture(batch: int = B, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
+def captured(model: nn.Module, *args: torch.Tensor) -> Capture:
+    """To transform and to verify it: capturing is what takes the time."""
+    return capture(model.eval(), args or (picture(),), {})
+
+
 def analyse(model: nn.Module, *args: torch.Tensor, **options: Any) -> Plan:
     """The plan after attention, labels and trunk were found."""
-    captured = capture(model.eval(), args or (picture(),), {})
-    return pipeline.run(pipeline.analysis(), pipeline.start(captured, Config(**options)))
+    return pipeline.run(pipeline.analysis(), pipeline.start(captured(model, *args), Config(**options)))
