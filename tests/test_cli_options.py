@@ -126,6 +126,20 @@ def test_refusal_is_a_line_and_an_exit_code(code: Code, exit_code: int) -> None:
         "hint": "e"}
 
 
+def test_a_refusal_under_torchrun_says_of_which_process_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = LvtpError(Code.BAD_EXAMPLE, where="here", expected="a", got="b", why="c", hint="d")
+
+    def fail(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+        raise error
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # what torchrun sets
+    for rank, who in (("0", ""), ("1", "process 1: ")):
+        monkeypatch.setenv("RANK", rank)
+        found = run(fail, "--json")
+        assert found.stderr == f"{who}{one_line(error)}\n"
+        assert bool(found.stdout) is (rank == "0")  # one object, whoever else refuses
+
+
 @pytest.mark.parametrize(("error", "caught"), [
     (ImportError("x needs more: pip install 'lvtp_fx[models]'"), True), (ImportError("no module x"), False),
     (ValueError("a bug"), False), (OSError(28, "No space left on device", "/data/x"), True),

@@ -109,7 +109,9 @@ def _expanded(group: Any) -> list[inspect.Parameter]:
 
 
 def _refused(error: LvtpError, as_json: bool) -> typer.Exit:
-    typer.echo(one_line(error), err=True)
+    # Under torchrun all processes may refuse, for the same reason or each on a host of its own: they say who they are.
+    who = "" if speaks() else f"process {os.environ['RANK']}: "
+    typer.echo(who + one_line(error), err=True)
     if as_json and speaks():
         names = ("code", "slug", "where", "expected", "got", "why", "hint")
         typer.echo(json.dumps({"error": {name: getattr(error, name) for name in names}}))
