@@ -39,14 +39,14 @@ from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 
 def model():
-    made = randomise(Segmenter(SegmenterConfig(img_size=32, patch_size=4, classes=5, C=32, depth=4, heads=2)), seed=0)
+    made = randomise(Segmenter(SegmenterConfig(img_size=32, patch_size=4, classes=5, C=32, depth=2, heads=2)), seed=0)
     return made.eval(), Spec((32, 32), 5, 4, 1.0, (0.5,) * 3, (0.25,) * 3)
 
 def model_alone():
     return model()[0]
 
 def large():
-    return Segmenter(SegmenterConfig(img_size=32, patch_size=4, classes=257, C=32, depth=4, heads=2)).eval()
+    return Segmenter(SegmenterConfig(img_size=32, patch_size=4, classes=257, C=32, depth=2, heads=2)).eval()
 
 def convolution():
     return torch.nn.Conv2d(3, 2, 1)
