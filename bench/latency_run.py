@@ -125,10 +125,8 @@ def _told(turns: Iterable[int], step: Callable[[str], None]) -> Iterator[int]:
 
 def inserted_ms(captured: Capture, config: lvtp_fx.Config) -> float:
     """Milliseconds of the inserted ops, as one compiled graph."""
-    prepared = api.prepare(captured, None, config)
-    plan = api.rewritten(prepared, config)
-    clock = latency.probe(prepared.plan.graph_module, captured)
-    return latency.calibrated(clock, plan, pipeline.finish(plan), captured).inserted_ms
+    plan = api.rewritten(api.prepare(captured, None, config), config)
+    return latency.inserted_ms(plan, pipeline.finish(plan), captured)
 
 
 def _compile(runs: Sequence[Run], x: torch.Tensor, step: Callable[[str], None]) -> list[float]:

@@ -41,8 +41,7 @@ def op_times(module: fx.GraphModule, captured: Capture) -> dict[str, float]:
 def calibrated(clock: Clock, plan: Plan, module: fx.GraphModule, captured: Capture) -> Clock:
     """The clock that also knows how ops shrink, and what the inserted ones take: those of the rewritten `module`, made
     of `plan`, that the analysed graph has not."""
-    inputs = flat_inputs(module, captured.args, captured.kwargs)
-    reduced = _timed(module, inputs)
+    reduced = op_times(module, captured)
     counts = [site.kept for site in plan.sites]
     shrinking = dict(clock.node_ms)
     for node, space in plan.spaces.items():
@@ -51,12 +50,15 @@ def calibrated(clock: Clock, plan: Plan, module: fx.GraphModule, captured: Captu
             if share < 1:
                 full = clock.node_ms[node.name]
                 shrinking[node.name] = min(full, max(0.0, full - reduced[node.name]) / (1 - share))
-    return replace(clock, shrinking_ms=shrinking, inserted_ms=_inserted_ms(clock, module, inputs))
+    return replace(clock, shrinking_ms=shrinking, inserted_ms=inserted_ms(plan, module, captured))
 
 
-def _inserted_ms(clock: Clock, module: fx.GraphModule, inputs: list[Any]) -> float:
-    """The inserted ops as one compiled graph, as they will run; one by one where Inductor finds no compiler."""
-    part, outside = _inserted_part(module, set(clock.node_ms))
+def inserted_ms(plan: Plan, module: fx.GraphModule, captured: Capture) -> float:
+    """Milliseconds of the ops that the rewritten `module`, made of `plan`, has beyond the analysed graph.
+
+    As one compiled graph, as they will run; one by one where Inductor finds no compiler."""
+    inputs = flat_inputs(module, captured.args, captured.kwargs)
+    part, outside = _inserted_part(module, {node.name for node in plan.graph_module.graph.nodes})
     tap = Tap(module, {node.name for node in outside})
     with torch.no_grad():
         tap.run(*inputs, enable_io_processing=False)
