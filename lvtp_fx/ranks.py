@@ -84,9 +84,14 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
 
+def own_number() -> int:
+    """This process's among those that torchrun started, before they are joined too; 0 alone."""
+    return int(os.environ["RANK"]) if _launched() else 0
+
+
 def speaks() -> bool:
     """Whether this process tells the user what goes on: alone, or the first that torchrun started."""
-    return not _launched() or os.environ["RANK"] == "0"
+    return own_number() == 0
 
 
 def own_device(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from shutil import which
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lvtp_fx.capture import Capture, capture
 from tests.zoo import ZOO
 
 CUT = 0.2  # reachable with every head
+needs_compiler = pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from torch import nn
 import lvtp_fx
 from lvtp_fx.models.random_weights import randomise
 from tests.backend_helpers import Inner, compiled, dialect, refusals, relative, selections, transformed
+from tests.conftest import needs_compiler
 from tests.tiny import Attention, C, PreNorm, TinyViT, fused, picture, vit
 from tests.zoo import ZOO
 
@@ -212,7 +212,7 @@ def test_a_mode_is_inductors() -> None:
         backend(torch.fx.symbolic_trace(nn.Identity()), [picture()], mode="fastest")
 
 
-@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+@needs_compiler
 @pytest.mark.parametrize("mode", [None, "max-autotune-no-cudagraphs"])
 def test_a_mode_is_in_force_while_inductor_compiles(mode: str | None) -> None:
     """As a pass of Inductor's own sees it."""
@@ -326,7 +326,7 @@ def test_a_part_without_gradients_stays_without() -> None:
     assert inner.pruned() == [False, True]
 
 
-@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+@needs_compiler
 def test_inductor_is_what_compiles_it_unless_told_otherwise() -> None:
     model, x = vit(fused), picture()
     fast = transformed(model, x, keep_ratio=0.5, sites=(0,), rounds=1)
@@ -339,7 +339,7 @@ def test_inductor_is_what_compiles_it_unless_told_otherwise() -> None:
     assert torch._inductor.metrics.generated_kernel_count > 0
 
 
-@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+@needs_compiler
 @pytest.mark.parametrize("name", ["tiny", "vit_small_patch14_reg4_dinov2"])
 def test_one_line_is_the_same_as_transform_and_compile(name: str) -> None:
     """To rounding: weights are inputs of one graph and attributes of the other, so torch may fuse them differently.

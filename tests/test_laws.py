@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from shutil import which
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import lvtp_fx
 from lvtp_fx.capture import capture
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
-from tests.conftest import CUT, Case
+from tests.conftest import CUT, Case, needs_compiler
 from tests.zoo import ZOO, ZOO_FULL
 
 Cases = Callable[[str, str], Case]
@@ -147,7 +146,7 @@ def test_oracle_agrees_to_the_last_digits_in_float64(name: str) -> None:
     assert lvtp_fx.verify(captured, fast, (x,)).max_error < 1e-12
 
 
-@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+@needs_compiler
 def test_inductor_computes_the_same_at_any_batch_size() -> None:
     torch.manual_seed(0)
     model = Segmenter(SegmenterConfig(img_size=64, patch_size=8, C=32, depth=3, heads=2, classes=3)).eval()
@@ -163,7 +162,7 @@ def test_inductor_computes_the_same_at_any_batch_size() -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
+@needs_compiler
 @pytest.mark.parametrize("mode", ["max-autotune", "reduce-overhead"])
 def test_every_mode_of_the_compiler_computes_the_same(mode: str) -> None:
     model = Segmenter(SegmenterConfig(img_size=32, patch_size=8, C=16, depth=2, heads=2, classes=3)).eval()

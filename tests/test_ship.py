@@ -18,6 +18,7 @@ from safetensors.torch import load_file, load_model, save_file
 import lvtp_fx
 from lvtp_fx import ship
 from tests.backend_helpers import relative
+from tests.conftest import needs_compiler
 from tests.ship_routes import OPTIONS, ROUTES, Made, Run, made
 from tests.tiny import fused, picture, vit
 from tests.zoo import ZOO
@@ -26,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 # One process makes each file once.
 pytestmark = pytest.mark.xdist_group("ship")
 COMPILED = ("torch.compile", "backend", "AOTInductor")
-needs_compiler = pytest.mark.skipif(not (which("c++") or which("g++")), reason="Inductor needs a C++ compiler on a CPU")
 
 
 @pytest.fixture(scope="module")

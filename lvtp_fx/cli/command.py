@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from lvtp_fx.errors import Code, LvtpError, missing_library, one_line
-from lvtp_fx.ranks import speaks
+from lvtp_fx.ranks import own_number
 
 # Of typer, or of click where typer does not bring its own: neither says where it is.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -110,9 +110,9 @@ def _expanded(group: Any) -> list[inspect.Parameter]:
 
 def _refused(error: LvtpError, as_json: bool) -> typer.Exit:
     # Under torchrun all processes may refuse, for the same reason or each on a host of its own: they say who they are.
-    who = "" if speaks() else f"process {os.environ['RANK']}: "
-    typer.echo(who + one_line(error), err=True)
-    if as_json and speaks():
+    number = own_number()
+    typer.echo((f"process {number}: " if number else "") + one_line(error), err=True)
+    if as_json and not number:
         names = ("code", "slug", "where", "expected", "got", "why", "hint")
         typer.echo(json.dumps({"error": {name: getattr(error, name) for name in names}}))
     return typer.Exit(FAILED if error.code == Code.VERIFY_MISMATCH.number else REFUSED)
