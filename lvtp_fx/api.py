@@ -10,7 +10,8 @@ from torch.export import ExportedProgram
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
-from lvtp_fx import cost, example_inputs, latency
+from lvtp_fx import cost, latency
+from lvtp_fx import example_inputs as inputs
 from lvtp_fx.batch_axis import batch_size
 from lvtp_fx.capture import Capture, capture
 from lvtp_fx.config import Config, resolve
@@ -91,7 +92,7 @@ class Prepared:
 
 def prepare(model: nn.Module | ExportedProgram | Capture, example_inputs: Any, config: Config) -> Prepared:
     """Capture and analyse; the plan has no trunk where no attention was matched."""
-    captured = _captured(model, example_inputs)
+    captured = captured_of(model, example_inputs)
     plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
     return Prepared(captured, _flops(captured, captured.module), plan)
 
@@ -127,7 +128,12 @@ def _timed(prepared: Prepared, plan: Plan) -> Plan:
     return done
 
 
-def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Capture:
+def captured_of(model: nn.Module | ExportedProgram | Capture, example_inputs: Any = None) -> Capture:
+    """The captured graph of what `transform` takes, or the capture itself.
+
+    Raises:
+        LvtpError: LVTP106 for what is no model or is transformed already; as `capture`.
+    """
     if isinstance(model, Capture):
         return model
     done = is_transformed(model)
@@ -137,7 +143,7 @@ def _captured(model: nn.Module | ExportedProgram | Capture, given: Any) -> Captu
             got=f"{type(model).__name__}" + (", which lvtp_fx.transform made" if done else ""),
             why="its graph is captured and rewritten", hint="pass the original model",
         )
-    args, kwargs = example_inputs.resolve(model, given)
+    args, kwargs = inputs.resolve(model, example_inputs)
     return capture(model, args, kwargs)
 
 

@@ -154,12 +154,19 @@ def test_explain_writes_a_page(call: Call, folder: Path) -> None:
 
 
 def test_explain_writes_the_graph(call: Call, folder: Path) -> None:
-    call("explain", MODEL, "--keep-ratio", "0.8", "--graph", "out/after.dot")
-    call("explain", MODEL, "--flops-cut", "0", "--graph", "out/before.gv")
+    call("explain", MODEL, "--keep-ratio", "0.8", "--graph", "out/after.dot", "--graph-before", "out/before.gv")
+    before = (folder / "out/before.gv").read_text()
     assert "lvtp.merge" in (folder / "out/after.dot").read_text()
-    assert "lvtp.merge" not in (folder / "out/before.gv").read_text()
-    refused = call("explain", MODEL, "--keep-ratio", "0.8", "--graph", "out/after.png", code=2)
-    assert ".dot, .gv or .svg" in " ".join(refused.stderr.split())
+    assert "scaled_dot_product_attention" in before
+    assert "lvtp." not in before
+    # What is refused has a graph before, and none after.
+    call("explain", MODEL, "--flops-cut", "0.99", "--graph", "out/none.dot", "--graph-before", "out/dense.dot", code=2)
+    assert (folder / "out/dense.dot").read_text() == before
+    assert not (folder / "out/none.dot").exists()
+    for option in ("--graph", "--graph-before"):
+        refused = call("explain", MODEL, "--keep-ratio", "0.8", option, "out/graph.png", code=2)
+        assert ".dot, .gv or .svg" in " ".join(refused.stderr.split())
+        assert option in refused.stderr
 
 
 def test_transform_writes_what_the_api_makes(call: Call, folder: Path) -> None:

@@ -11,6 +11,8 @@ import typer
 from torch import fx
 
 import lvtp_fx
+from lvtp_fx import api
+from lvtp_fx.capture import Capture
 from lvtp_fx.cli.bench import device_name, timed
 from lvtp_fx.cli.command import REFUSED, check_writable, command
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
@@ -28,8 +30,9 @@ def explain(
     model: ModelOptions, pruning: PruningOptions,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures there, too.")] = None,
     graph: Annotated[Path | None, typer.Option(
-        help="Write the rewritten graph there as .dot, .gv or .svg (by Graphviz), inserted nodes coloured; with "
-        "--flops-cut 0 the graph before.")] = None,
+        help="Write the rewritten graph there as .dot, .gv or .svg (by Graphviz), inserted nodes coloured.")] = None,
+    graph_before: Annotated[Path | None, typer.Option(
+        help="Write the graph as it was captured there, in the same form; also where the pass refuses it.")] = None,
     images: Images = None, limit: Limit = 8,
     rounds: Annotated[int, typer.Option(
         min=0, help="For --html: timed runs of each model under torch.compile, of one image; 0: not measured.")] = 10,
@@ -45,7 +48,7 @@ def explain(
         raise typer.BadParameter("images are shown on the page that --html writes", param_hint="--images")
     if rounds == 1:
         raise typer.BadParameter("a median takes two runs or more", param_hint="--rounds")
-    for path in (html, graph):
+    for path in (html, graph, graph_before):
         if path is not None:
             check_writable(path)
     config = pruning.load()
@@ -53,10 +56,12 @@ def explain(
         named = model.load()
     inputs = named.inputs(1)
     with step("explain"):
-        report, fast = _explained(named, inputs, config, with_graph=html is not None or graph is not None)
+        captured = api.captured_of(named.model, inputs)
+        report, fast = _explained(captured, config, with_graph=html is not None or graph is not None)
+    if graph_before is not None:
+        _graph(graph_before, captured.module, named.name, "--graph-before")
     if graph is not None and fast is not None:
-        with step(f"write {graph}"):
-            _graph(graph, fast, named.name)
+        _graph(graph, fast, named.name, "--graph")
     if html is not None:
         files = find_images(images, limit) if images else []
         latency = timed(named.dense, fast, inputs, rounds, compile_=True) if fast is not None and rounds else None
@@ -72,23 +77,24 @@ def explain(
 
 
 def _explained(
-    named: Named, inputs: tuple[torch.Tensor, ...], config: Config, with_graph: bool
+    captured: Capture, config: Config, with_graph: bool
 ) -> tuple[lvtp_fx.Report, fx.GraphModule | None]:
     """The report, and the graph that it is of where that is asked for and not refused."""
     if with_graph:
         with suppress(lvtp_fx.LvtpError):  # explain puts it into the report, or raises it
-            fast = lvtp_fx.transform(named.model, inputs, config=config)
+            fast = lvtp_fx.transform(captured, config=config)
             return cast(lvtp_fx.Report, fast.report), fast
-    return lvtp_fx.explain(named.model, inputs, config=config), None
+    return lvtp_fx.explain(captured, config=config), None
 
 
-def _graph(path: Path, fast: fx.GraphModule, title: str) -> None:
+def _graph(path: Path, module: fx.GraphModule, title: str, option: str) -> None:
     from lvtp_fx.pictures.graph import write
 
-    try:
-        write(path, fast, title)
-    except (ValueError, RuntimeError) as error:  # another ending; no Graphviz
-        raise typer.BadParameter(str(error), param_hint="--graph") from None
+    with step(f"write {path}"):
+        try:
+            write(path, module, title)
+        except (ValueError, RuntimeError) as error:  # another ending; no Graphviz
+            raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _page(

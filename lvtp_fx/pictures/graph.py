@@ -31,7 +31,7 @@ def dot(module: fx.GraphModule, title: str = "") -> str:
     out: their edges would cross everything.
 
     Args:
-        module: what `transform` made; or, for the graph before, what it makes with flops_cut=0.
+        module: what `transform` made; or, for the graph before, `lvtp_fx.capture.capture(...).module`.
         title: a line on top.
     """
     shown = list(_shown(module.graph))
