@@ -21,14 +21,13 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.progress import Progress
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from train_images import Draws, class_weights
 from train_models import KINDS, card_of, warm_start
 
 from lvtp_fx.models.camvid import CamVid
-from lvtp_fx.models.checkpoint import build, load_checkpoint
+from lvtp_fx.models.checkpoint import build, load_checkpoint, save_checkpoint
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.run_state import load_state, save_state
 from lvtp_fx.models.training import Optimised, progress_bar, warmup_cosine
@@ -159,9 +158,7 @@ class Run:
             "trained": {**asdict(self.recipe), "steps": self.trainer.step, "loss": round(last["loss"], 4)},
             "val": figures, "licence": licence,
         }
-        weights = {name: value.cpu().half().contiguous() for name, value in self.stored().state_dict().items()}
-        save_file(weights, self.out / "model.safetensors")
-        (self.out / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+        save_checkpoint(self.out, self.stored(), card, torch.float16)
         return figures
 
 

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +19,8 @@ try:
     from rich.table import Table
 
     from lvtp_fx.cli.command import check_writable
-    from lvtp_fx.cli.output import console, print_json, step
-    from lvtp_fx.cli.timing import Latency, Run, compiled, latencies
+    from lvtp_fx.cli.output import console, print_json, step, track
+    from lvtp_fx.cli.timing import WARM_UP, Latency, Run, compiled, latencies
     from lvtp_fx.models.checkpoint import load_bundled
     from lvtp_fx.models.metrics import SegmentationMeter
     from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
@@ -31,9 +32,9 @@ except ImportError as error:
 EXAMPLES = 3  # rows of the picture
 
 
-def predict(run: Run, x: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Classes [B, H, W] of normalised images, in full batches: B is a multiple of `batch_size`."""
-    return torch.cat([run(part).argmax(1) for part in torch.split(x, batch_size)])
+def predict(run: Run, batches: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Classes [B, H, W] of all normalised images."""
+    return torch.cat([run(batch).argmax(1) for batch in batches])
 
 
 def block_table(report: lvtp_fx.Report) -> Table:
@@ -99,10 +100,12 @@ def main(
     with torch.inference_mode():
         with step("compile both"):
             *runs, how = compiled(model, fast, x[:batch_size])
-        with step(f"time both, {rounds} rounds in turn"):
-            times = latencies(runs, x[:batch_size], rounds=rounds)
-        with step(f"score {count} scenes"):
-            dense, pruned = (predict(run, x, batch_size) for run in runs)
+        turns = partial(track, text=f"time both, {rounds} rounds in turn", total=WARM_UP + rounds)
+        times = latencies(runs, x[:batch_size], rounds=rounds, turns=turns)
+        batches = x.split(batch_size)
+        dense, pruned = (
+            predict(run, track(batches, f"score {name} on {count} scenes", len(batches)))
+            for run, name in zip(runs, ("dense", "pruned"), strict=True))
     meters = [SegmentationMeter(spec.classes, spec.ignore_index) for _ in runs]
     for meter, prediction in zip(meters, (dense, pruned), strict=True):
         meter.update(prediction, labels, dense)

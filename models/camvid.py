@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lvtp_fx.models.palette import Palette
+
 LAYOUT = "meta.json, <split>.txt, images/<split>/<id>.jpg and labels/<split>/<id>.png"
 
 
@@ -27,7 +29,8 @@ class CamVid(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     nearest pixel.
 
     Attributes:
-        ids: names of the images. class_names: one name a class. classes: number of classes C.
+        ids: names of the images. classes: number of classes C. class_names: one name a class. colours: red, green and
+            blue of each class, where meta.json has a `palette`.
         ignore_index: label of the pixels that have no class.
     """
 
@@ -50,6 +53,8 @@ class CamVid(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.classes: int = meta["num_classes"]
         self.ignore_index: int = meta["ignore_index"]
         self.class_names: list[str] = list(meta["classes"])[: self.classes]
+        palette = [tuple(rgb) for rgb in meta.get("palette", ())][: self.classes]
+        self.colours: Palette | None = palette if len(palette) == self.classes else None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,4 +1,4 @@
-"""Load a trained segmenter from a folder with `model.safetensors` and `model.json`."""
+"""A trained segmenter in a folder: `model.json` says how it is built, `model.safetensors` holds its weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lvtp_fx.models.adapters import timm_segmenter
+from lvtp_fx.models.palette import Palette
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 
 
@@ -30,6 +31,7 @@ class Spec:
         scale: 255.0 or 1.0, what images in [0, 1] are multiplied by before `mean` and `std` are applied.
         mean, std: of red, green and blue, on that scale.
         what: one line on the model.
+        class_names, colours: of the classes, in order; none where nothing says them.
     """
 
     img_size: tuple[int, int]
@@ -39,6 +41,8 @@ class Spec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     what: str = ""
+    class_names: tuple[str, ...] = ()
+    colours: Palette | None = None
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Images, float [B, 3, H, W] in [0, 1] of `img_size`, to the model's input, same shape and dtype.
@@ -116,11 +120,37 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, Spec]:
     return model.eval(), spec
 
 
+def save_checkpoint(
+    folder: str | Path, model: nn.Module, card: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Write a folder that `load_checkpoint` reads, and the command line, as a model. The folder is made if missing.
+
+    Args:
+        model: the segmenter (not a transformed one: it lacks the parameters that its graph does not read).
+        card: the content of model.json, as `build` takes it; what else is in it is kept.
+        dtype: what floating-point weights are stored as, e.g. torch.float16; None: what they are.
+
+    Raises:
+        KeyError, AttributeError, RuntimeError, TypeError, ValueError: `card` is none that `build` takes, or describes
+            a model of other weights. Nothing is written then.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    build(card)[0].load_state_dict(state)
+    if dtype is not None:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(dict(card), indent=1) + "\n")
+
+
 def build(card: Mapping[str, Any]) -> tuple[nn.Module, Spec]:
     """The model that the content of a model.json describes, with random weights, and its spec.
 
     The fields `segmenter` (those of SegmenterConfig), or `timm_name` and `timm_kwargs` say which model it is: with
-    `head`, a key of `HEADS`, it is `timm_segmenter`'s, without one `TimmLinear`.
+    `head`, a key of `HEADS`, it is `timm_segmenter`'s, without one `TimmLinear`. Needed as well are `what`, `img_size`
+    (height, width), `classes`, `ignore_index`, and `normalize` with `scale` ("0-1" or "0-255"), `mean` and `std`;
+    `class_names` and `palette` (red, green and blue of each class) may be there.
 
     Raises:
         ImportError: the model is timm's, and timm is not installed.
@@ -134,7 +164,8 @@ def _spec(card: Mapping[str, Any]) -> Spec:
     norm, (height, width) = card["normalize"], card["img_size"]
     scales = {"0-1": 1.0, "0-255": 255.0}
     return Spec((height, width), card["classes"], card["ignore_index"], scales[norm["scale"]],
-                tuple(norm["mean"]), tuple(norm["std"]), card["what"])
+                tuple(norm["mean"]), tuple(norm["std"]), card["what"], tuple(card.get("class_names", ())),
+                tuple(tuple(rgb) for rgb in card["palette"]) if "palette" in card else None)
 
 
 def _model(card: Mapping[str, Any]) -> nn.Module:

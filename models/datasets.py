@@ -17,8 +17,9 @@ from PIL import Image
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.camvid import CamVid, DatasetMissingError
 from lvtp_fx.models.images import NOT_READ, is_image, read_image
+from lvtp_fx.models.palette import Palette, voc_palette
 from lvtp_fx.models.preprocess import Size, resized, transforms
-from lvtp_fx.models.scenes import CLASS_NAMES, make_batch
+from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
 from lvtp_fx.models.train import HELD_OUT
 
 Item = tuple[torch.Tensor, torch.Tensor]
@@ -31,6 +32,7 @@ class Labelled(torch.utils.data.Dataset[Item]):
     Attributes:
         name: as the user wrote it. ids: a name for each image. item: reads one.
         classes: number of classes, or None where nothing says it. ignore_index: label of pixels without a class.
+        class_names, colours: of the classes, in order; none where nothing says them.
         size: what both are resized to (image bilinear with antialiasing, label nearest), or None.
     """
 
@@ -40,6 +42,7 @@ class Labelled(torch.utils.data.Dataset[Item]):
     classes: int | None
     ignore_index: int | None
     class_names: tuple[str, ...] = ()
+    colours: Palette | None = None
     size: Size | None = None
 
     def __len__(self) -> int:
@@ -95,7 +98,8 @@ def _camvid(name: str, folder: str, split: str) -> Labelled:
         image, label = listed.files(i)
         return read_image(image), _label(label)
 
-    return Labelled(name, tuple(listed.ids), item, listed.classes, listed.ignore_index, tuple(listed.class_names))
+    return Labelled(name, tuple(listed.ids), item, listed.classes, listed.ignore_index, tuple(listed.class_names),
+                    listed.colours)
 
 
 def _voc(name: str, folder: str, split: str) -> Labelled:
@@ -106,7 +110,7 @@ def _voc(name: str, folder: str, split: str) -> Labelled:
     names = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"])
     return Labelled(name, tuple(Path(path).stem for path in data.images),
                     lambda i: (read_image(Path(data.images[i])), _label(Path(data.masks[i]))), len(names), 255,
-                    ("background", *names[1:]))
+                    ("background", *names[1:]), voc_palette(len(names)))
 
 
 def _cityscapes(name: str, folder: str, split: str) -> Labelled:
@@ -119,7 +123,7 @@ def _cityscapes(name: str, folder: str, split: str) -> Labelled:
         trained[entry.id] = entry.train_id
     return Labelled(name, tuple(Path(path).stem for path in data.images),
                     lambda i: (read_image(Path(data.images[i])), trained[_label(Path(data.targets[i][0]))]),
-                    len(known), 255, tuple(entry.name for entry in known))
+                    len(known), 255, tuple(entry.name for entry in known), tuple(entry.color for entry in known))
 
 
 def _ade20k(name: str, folder: str, split: str) -> Labelled:
@@ -145,7 +149,8 @@ def _scenes(name: str, count: str, split: str) -> Labelled:
         images, labels = make_batch([HELD_OUT + i], 192)
         return (images[0] * 255).round().to(torch.uint8), labels[0]
 
-    return Labelled(name, tuple(f"scene{i}" for i in range(int(count))), item, len(CLASS_NAMES), None, CLASS_NAMES)
+    return Labelled(name, tuple(f"scene{i}" for i in range(int(count))), item, len(CLASS_NAMES), None, CLASS_NAMES,
+                    PALETTE)
 
 
 def _paired(images: Path, labels: Path) -> tuple[list[Path], list[Path]]:

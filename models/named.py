@@ -27,7 +27,6 @@ class Named:
         preprocess: from an image as it was read to the model's input.
         class_names: as many as the model has classes, or none.
         colours: of the classes; None for Pascal VOC's.
-        ignore_index: label that it was trained to leave out, or None.
         notes: what a user should know, e.g. that weights are random.
         example: for an exported program that takes no others, the inputs that it was made with.
     """
@@ -37,7 +36,6 @@ class Named:
     preprocess: Preprocess
     class_names: tuple[str, ...] = ()
     colours: Palette | None = None
-    ignore_index: int | None = None
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: torch.dtype = torch.float32

@@ -26,7 +26,7 @@ class Request:
         name: one of `FORMS`.
         size: (height, width) of its input in px; None for its own.
         head, classes: of the decoder that a timm or torchvision backbone gets; None for "linear" and 8.
-        weights: a state dict for such a backbone; None for random weights.
+        weights: a state dict for such a backbone, or for it and its decoder; None for random weights.
         device, dtype: where and as what the model runs; None for float32, or what an exported program was made of.
     """
 

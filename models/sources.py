@@ -28,7 +28,7 @@ def bundled(request: Request) -> Named:
     """The segmenter that comes with the package."""
     model, spec = load_bundled()
     only_own_size(request, spec.img_size)
-    return Named("bundled", model, SpecPreprocess(spec), CLASS_NAMES, PALETTE, spec.ignore_index)
+    return Named("bundled", model, SpecPreprocess(spec), CLASS_NAMES, PALETTE)
 
 
 def checkpoint(folder: Path, request: Request) -> Named:
@@ -37,19 +37,23 @@ def checkpoint(folder: Path, request: Request) -> Named:
         model, spec = load_checkpoint(folder)
     except (FileNotFoundError, ValueError) as error:
         raise bad_model(request.name, "model.json and model.safetensors, or config.json and model.safetensors",
-                        str(error), "the folder says how the model is made", "a folder that bench/train.py wrote, "
-                        "or one of transformers' save_pretrained") from error
+                        str(error), "the folder says how the model is made",
+                        "a folder that lvtp_fx.models.checkpoint.save_checkpoint wrote, or one of transformers' "
+                        "save_pretrained") from error
     only_own_size(request, spec.img_size)
-    return Named(request.name, model, SpecPreprocess(spec), ignore_index=spec.ignore_index)
+    return Named(request.name, model, SpecPreprocess(spec), spec.class_names, spec.colours)
 
 
 def backbone(kind: str, name: str, request: Request) -> Named:
-    """A backbone of timm or torchvision, and a head, whose weights are random, the same ones each time."""
-    shape: dict[str, Any] = {"head": request.head or "linear", "classes": request.classes or 8,
-                             "name": name, "weights": request.weights}
+    """A backbone of timm or torchvision, and a head, whose weights are random, the same ones each time; or those of a
+    file that holds the whole segmenter's."""
+    shape: dict[str, Any] = {"head": request.head or "linear", "classes": request.classes or 8, "name": name}
+    whole = None
     try:
         if request.weights is not None and not request.weights.is_file():  # timm would write a line of its own, too
             raise FileNotFoundError(f"no file {request.weights}")
+        whole = _whole_segmenter(request.weights)
+        shape["weights"] = None if whole else request.weights
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if kind == "timm":
@@ -57,19 +61,28 @@ def backbone(kind: str, name: str, request: Request) -> Named:
                 model = timm_segmenter(**shape)
             else:
                 model = torchvision_segmenter(**shape, **_square(request))
+        if whole:
+            model.load_state_dict(whole)
     except Exception as error:
-        junk = request.weights is not None and request.weights.is_file() and _holds_no_weights(request.weights)
+        junk = request.weights is not None and request.weights.is_file() and _state(request.weights) is None
         if not junk and not isinstance(error, FileNotFoundError | RuntimeError | ValueError | TypeError
                                        | AssertionError):
             raise
         known = get_close_matches(name, [known for known in _names(kind) if known != name], n=3)
         raise bad_model(request.name, f"{_EXPECTED[kind]}, and weights that are its own",
-                        f"no weights in {request.weights}" if junk else str(error), "the head reads its tokens",
+                        f"no weights in {request.weights}" if junk else _shortened(str(error)),
+                        "the head reads its tokens",
                         f"another name{', such as ' + ', '.join(known) if known else ''}, size or file") from error
     mean, std, interpolation = _trained_with(kind, name, model)
     spec = Spec(model.img_size, shape["classes"], None, 1.0, mean, std)
     random = "the head's weights are random" if request.weights else "all weights are random"
-    return Named(request.name, model, SpecPreprocess(spec, interpolation), notes=(random,))
+    return Named(request.name, model, SpecPreprocess(spec, interpolation), notes=() if whole else (random,))
+
+
+def _whole_segmenter(weights: Path | None) -> dict[str, torch.Tensor] | None:
+    """The state dict of a file that holds an `EncoderSegmenter`'s: of its encoder, and of its head."""
+    state = None if weights is None else _state(weights)
+    return state if state and {name.partition(".")[0] for name in state} == {"encoder", "head"} else None
 
 
 def function(request: Request) -> Named:
@@ -90,17 +103,26 @@ def function(request: Request) -> Named:
                         "its graph is rewritten", "return the model from the function")
     if spec is not None:
         only_own_size(request, spec.img_size)
-        return Named(request.name, model, SpecPreprocess(spec), ignore_index=spec.ignore_index)
+        return Named(request.name, model, SpecPreprocess(spec), spec.class_names, spec.colours)
     preprocess, notes = guessed(request, request.size or inferred_size(model), "the function gives no Spec")
     return Named(request.name, model, preprocess, notes=notes)
 
 
-def _holds_no_weights(path: Path) -> bool:
-    """Whether a file, which could not be loaded, is no state dict: readers of junk raise errors of many kinds."""
+def _shortened(text: str, most: int = 5) -> str:
+    """torch's error on weights that do not fit lists every key, in one line or in many: some of them will do."""
+    lines = [line.split(", ") for line in text.splitlines()]
+    short = [", ".join([*parts[:most], *([f"and {len(parts) - most} more"] if len(parts) > most else [])])
+             for parts in lines[:most]]
+    return "\n".join([*short, *([f"and {len(lines) - most} lines more"] if len(lines) > most else [])])
+
+
+def _state(path: Path) -> dict[str, torch.Tensor] | None:
+    """The state dict in a file, None where there is none: readers of junk raise errors of many kinds."""
     try:
-        return not isinstance(read_state(path), Mapping)
+        state = read_state(path)
     except Exception:
-        return True
+        return None
+    return state if isinstance(state, Mapping) else None
 
 
 def _square(request: Request) -> dict[str, Any]:

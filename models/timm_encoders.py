@@ -75,8 +75,13 @@ class TimmMaps(nn.Module):
         self.img_size = (height, width)
         training = model.training
         model.eval()
+        self.norm = True
         with torch.no_grad():
-            maps = self._maps(torch.zeros(1, 3, height, width), None)
+            try:
+                maps = self._maps(torch.zeros(1, 3, height, width), None)
+            except AssertionError:  # some of timm's models (Hiera) give their maps without a last norm only
+                self.norm = False
+                maps = self._maps(torch.zeros(1, 3, height, width), None)
         model.train(training)
         self.levels: tuple[Level, ...] = tuple((m.shape[1], (m.shape[2], m.shape[3])) for m in maps)
         self.depth = len(self.levels)
@@ -90,7 +95,7 @@ class TimmMaps(nn.Module):
 
     def _maps(self, image: torch.Tensor, indices: list[int] | None) -> list[torch.Tensor]:
         maps: list[torch.Tensor] = self.model.forward_intermediates(
-            image, indices=indices, output_fmt="NCHW", intermediates_only=True, norm=True)
+            image, indices=indices, output_fmt="NCHW", intermediates_only=True, norm=self.norm)
         return maps
 
 

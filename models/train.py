@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import typer
-from safetensors.torch import save_file
 from torch import nn
 
+from lvtp_fx.models.checkpoint import save_checkpoint
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.run_state import load_state, save_state
 from lvtp_fx.models.scenes import CLASS_NAMES, make_batch, make_scene
@@ -180,8 +180,6 @@ def export(trainer: Trainer, stages: Sequence[Stage], out: Path, scenes: int, ba
     """Write `model.safetensors` (averaged weights) and `model.json`, with the mIoU measured on held-out scenes."""
     model = trainer.mean.eval()
     meter = evaluate(model, model.config.img_size, scenes)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / "model.safetensors")
     size = model.config.img_size
     spec = {
         "what": "plain ViT segmenter trained on procedural scenes (lvtp_fx.models.scenes)",
@@ -192,7 +190,7 @@ def export(trainer: Trainer, stages: Sequence[Stage], out: Path, scenes: int, ba
                      "boundary_miou": round(100 * meter.boundary_miou(), 2)},
         "licence": "Apache-2.0",
     }
-    (out / "model.json").write_text(json.dumps(spec, indent=1) + "\n")
+    save_checkpoint(out, model, spec)
     return spec
 
 

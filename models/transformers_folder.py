@@ -51,7 +51,7 @@ def load(folder: Path, request: Request) -> Named:
             notes = ("its image processor splits images into windows, which a stride does here",)
     except (OSError, ValueError) as error:
         preprocess, notes = guessed(request, size, f"no image processor ({str(error).splitlines()[0]})")
-    return Named(request.name, model, preprocess, names, ignore_index=255, notes=notes)
+    return Named(request.name, model, preprocess, names, notes=notes)
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lvtp_fx.models
 from lvtp_fx.models.adapters import timm_segmenter
-from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
+from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint, save_checkpoint
 from lvtp_fx.models.scenes import CLASS_NAMES
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig, normalize
 from lvtp_fx.models.train import HELD_OUT, STAGES, Stage, evaluate
@@ -149,6 +149,25 @@ def test_timm_model_with_a_decoder_comes_back_from_half_the_bytes(tmp_path: Path
     assert not loaded.training
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert torch.allclose(loaded(x), model.float()(x), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    card = {"segmenter": asdict(TINY), "what": "mine", "img_size": [32, 32], "classes": 7, "ignore_index": 255,
+            "normalize": {"scale": "0-1", "mean": [0.5] * 3, "std": [0.2] * 3},
+            "class_names": list("abcdefg"), "palette": [[i, 2 * i, 0] for i in range(7)], "licence": "kept"}
+    model, x = Segmenter(TINY).eval(), torch.rand(1, 3, 32, 32)
+    save_checkpoint(tmp_path / "new", model, card)
+    loaded, spec = load_checkpoint(tmp_path / "new")
+    assert torch.equal(loaded(x), model(x))
+    assert spec.class_names == tuple("abcdefg")
+    assert spec.colours == tuple((i, 2 * i, 0) for i in range(7))
+    assert json.loads((tmp_path / "new/model.json").read_text()) == card
+    save_checkpoint(tmp_path / "half", model, card, torch.float16)
+    assert {value.dtype for value in load_file(tmp_path / "half/model.safetensors").values()} == {torch.float16}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        save_checkpoint(tmp_path / "wrong", model, {**card, "segmenter": {**asdict(TINY), "C": 2 * TINY.C}})
+    assert not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.parametrize("gone", ["model.json", "model.safetensors"])

@@ -56,6 +56,7 @@ def broken():
 """
 COMMANDS = ("demo", "explain", "transform", "verify", "bench", "eval", "calibrate")
 Call = Callable[..., Result]
+COLOURS = [[10 * i, 3, 200] for i in range(5)]
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(rng.integers(0, 256, (40, 48 + i, 3), dtype=np.uint8)).save(tmp_path / f"photos/p{i}.png")
     for kind in ("images", "labels"):
         (tmp_path / "set" / kind / "val").mkdir(parents=True)
-    meta = {"classes": list("abcde"), "num_classes": 5, "ignore_index": 255}
+    meta = {"classes": list("abcde"), "num_classes": 5, "ignore_index": 255, "palette": COLOURS}
     (tmp_path / "set/meta.json").write_text(json.dumps(meta))
     (tmp_path / "set/val.txt").write_text("0 1 2 3")
     for i in range(4):
@@ -267,11 +268,18 @@ def test_eval_scores_labelled_images(call: Call, at_model_size: bool) -> None:
     value = found(call("eval", MODEL, "--keep-ratio", "0.8", "--data", "camvid:set", "--json", *flag))
     wanted = scores(at_model_size)
     assert value["images"] == 4
+    assert value["class_names"] == list("abcde")  # of the data, where the model names none
     assert value["dense"]["miou"] == pytest.approx(wanted["dense"])
     assert value["pruned"]["miou"] == pytest.approx(wanted["pruned"])
     assert value["pruned"]["boundary_miou"] == pytest.approx(wanted["near"])
     assert value["agreement"] == pytest.approx(wanted["agreement"])
     assert wanted["dense"] != wanted["pruned"]
+
+
+def test_eval_draws_in_the_colours_of_the_data(call: Call, folder: Path) -> None:
+    call("eval", MODEL, "--keep-ratio", "0.8", "--data", "camvid:set", "--limit", "1", "--save", "maps")
+    with Image.open(folder / "maps/pruned/0.png") as picture:
+        assert (picture.getpalette() or [])[:15] == [part for colour in COLOURS for part in colour]
 
 
 def test_eval_of_unlabelled_images_gives_the_agreement_and_saves_maps(call: Call, folder: Path) -> None:
@@ -427,7 +435,7 @@ def test_installed_command_prints_one_object_and_nothing_else(folder: Path) -> N
     done = installed(folder, "bench", MODEL, "--keep-ratio", "0.6", "--rounds", "2", "--json",
                      CXX=str(folder / "no-compiler"))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["how"].startswith("eager (torch.compile needs a C++ compiler")
+    assert json.loads(done.stdout)["how"].startswith("eager (torch.compile fails: InvalidCxxCompiler")
 
 
 def test_installed_command_fails_with_a_line_and_a_code(folder: Path) -> None:

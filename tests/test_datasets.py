@@ -107,6 +107,8 @@ def test_voc_labels_are_indices_not_colours(voc: Path) -> None:
     image, found = data[0]
     assert (data.ids, data.classes, data.ignore_index) == (("one",), 21, 255)
     assert (data.class_names[0], data.class_names[15], len(data.class_names)) == ("background", "person", 21)
+    assert data.colours is not None
+    assert data.colours[15] == (192, 128, 128)
     assert columns(found) == [0, 15, 255, 20]
     assert image.shape == (3, HEIGHT, WIDTH)
 
@@ -116,6 +118,8 @@ def test_cityscapes_labels_are_the_trained_classes(cityscapes: Path) -> None:
     assert (data.classes, data.ignore_index) == (19, 255)
     assert columns(data[0][1]) == [0, 18, 255, 13]
     assert [data.class_names[i] for i in (0, 18, 13)] == ["road", "bicycle", "car"]
+    assert data.colours is not None
+    assert [data.colours[i] for i in (0, 18, 13)] == [(128, 64, 128), (119, 11, 32), (0, 0, 142)]
 
 
 def test_ade20k_labels_count_from_zero_without_the_unlabelled(ade20k: Path) -> None:

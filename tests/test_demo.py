@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from lvtp_fx.cli.timing import compiled
 from lvtp_fx.decisions import Decision
 from lvtp_fx.demo import Latency, latencies, predict
 from lvtp_fx.pictures.examples import Rows, draw
+from tests.conftest import needs_compiler
 
 
 def test_latency_is_median_and_quartiles() -> None:
@@ -33,6 +36,24 @@ def test_runs_take_turns() -> None:
     assert all(0 < t.low_ms <= t.median_ms <= t.high_ms for t in times)
 
 
+class Broken(nn.Module):
+    """A model that Dynamo cannot take whole."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+
+@needs_compiler
+def test_a_model_with_graph_breaks_is_compiled_in_pieces() -> None:
+    dense, pruned, how = compiled(Broken(), nn.Identity(), torch.zeros(3))
+    assert torch.equal(dense(torch.zeros(3)), torch.ones(3))
+    assert torch.equal(pruned(torch.zeros(3)), torch.zeros(3))
+    assert how.startswith("torch.compile, the dense model in pieces (")
+    assert "graph_break" in how
+    assert compiled(nn.ReLU(), nn.Identity(), torch.zeros(3))[2] == "torch.compile, fullgraph"
+
+
 def test_predict_goes_batch_by_batch() -> None:
     sizes: list[int] = []
 
@@ -41,7 +62,7 @@ def test_predict_goes_batch_by_batch() -> None:
         return x
 
     x = torch.randn(6, 3, 4, 4)
-    assert torch.equal(predict(run, x, 2), x.argmax(1))
+    assert torch.equal(predict(run, x.split(2)), x.argmax(1))
     assert sizes == [2, 2, 2]
 
 

@@ -84,9 +84,10 @@ def check(named: Named, size: tuple[int, int], classes: int) -> None:
     assert int(labels.max()) < classes
 
 
-def refused(request: Request, message: str) -> None:
-    with pytest.raises(LvtpError, match=f"(?s)LVTP106 .*{message}"):
+def refused(request: Request, message: str) -> str:
+    with pytest.raises(LvtpError, match=f"(?s)LVTP106 .*{message}") as caught:
         load_named(request)
+    return str(caught.value)
 
 
 def test_bundled() -> None:
@@ -173,7 +174,12 @@ def test_transformers_folder_that_lacks_something(hf_folder: Path, tmp_path: Pat
 def test_checkpoint_folder(checkpoint: Path, tmp_path: Path) -> None:
     named = load_named(Request(str(checkpoint)))
     check(named, (32, 32), 5)
-    assert named.ignore_index == 4
+    assert (named.class_names, named.colours) == ((), None)
+    card = json.loads((checkpoint / "model.json").read_text())
+    colours = [[9, 8, i] for i in range(5)]
+    (checkpoint / "model.json").write_text(json.dumps({**card, "class_names": list("abcde"), "palette": colours}))
+    named = load_named(Request(str(checkpoint)))
+    assert (named.class_names, named.palette(5)) == (tuple("abcde"), tuple(map(tuple, colours)))
     (checkpoint / "model.safetensors").unlink()
     refused(Request(str(checkpoint)), r"it has no model\.safetensors")
     refused(Request(str(tmp_path)), r"it has no model\.json")
@@ -219,7 +225,7 @@ def test_function_of_the_working_folder(in_folder: Path) -> None:
     check(bare, (32, 32), 5)
     assert "ImageNet's mean" in bare.notes[0]
     spec = load_named(Request("users_own:with_spec"))
-    assert (spec.ignore_index, spec.notes) == (4, ())
+    assert spec.notes == ()
     assert not torch.allclose(bare.inputs(1)[0], spec.inputs(1)[0], atol=0.1)
     assert sys.path == path
     refused(Request("users_own:wrong"), "got: str")
@@ -279,6 +285,27 @@ def test_weights_of_a_classifier_serve_at_another_size(tmp_path: Path) -> None:
     assert named.notes == ("the head's weights are random",)
     refused(replace(request, weights=tmp_path / "none.pth"), r"no file .*none\.pth")
     refused(replace(request, name="timm:eva02_tiny_patch14_224", size=(28, 28)), "Missing key")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model", "head"), [
+    ("timm:deit_tiny_patch16_224", "mask"), ("torchvision:vit_b_16", "linear"),
+])
+def test_weights_of_a_whole_segmenter_leave_nothing_random(tmp_path: Path, model: str, head: Any) -> None:
+    request = Request(model, (32, 32), head, 3)
+    tuned = load_named(request).dense
+    for parameter in tuned.parameters():
+        parameter.add_(0.01)
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
+    named = load_named(replace(request, weights=tmp_path / "tuned.pt"))
+    x = named.inputs(2)[0]
+    assert named.notes == ()
+    assert torch.equal(named.dense(x), tuned(x))
+    refused(replace(request, classes=4, weights=tmp_path / "tuned.pt"), "size mismatch")
+    # Where no key fits, the error names some of them.
+    error = refused(replace(request, name="timm:eva02_tiny_patch14_224", weights=tmp_path / "tuned.pt", size=(28, 28)),
+                    r"Missing key.* and \d+ more")
+    assert len(error) < 2000
 
 
 @pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])

@@ -14,9 +14,7 @@ import lvtp_fx
 from lvtp_fx.cli.command import command
 from lvtp_fx.cli.options import Json, ModelOptions, PruningOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
-from lvtp_fx.cli.timing import Latency, Run, compiled, latencies
-
-WARM_UP = 3
+from lvtp_fx.cli.timing import WARM_UP, Latency, Run, compiled, latencies
 
 
 @command
@@ -68,7 +66,7 @@ def timed(
             with step("compile both"):
                 first, second, how = compiled(dense, fast, *inputs)
         turns = partial(track, text="time both in turn", total=WARM_UP + rounds)
-        before, after = latencies([first, second], *inputs, rounds=rounds, warm_up=WARM_UP, turns=turns)
+        before, after = latencies([first, second], *inputs, rounds=rounds, turns=turns)
     return before, after, how
 
 

@@ -20,7 +20,7 @@ from lvtp_fx.models.datasets import Labelled, open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.named import Named
-from lvtp_fx.models.palette import PALETTE_SIZE
+from lvtp_fx.models.palette import PALETTE_SIZE, Palette
 from lvtp_fx.ranks import joined, reproducible
 
 DATA = "Labelled images: camvid:DIR, voc:DIR, cityscapes:DIR, ade20k:DIR, or scenes:COUNT (drawn)."
@@ -89,7 +89,7 @@ def evaluate(
     kept = None
     if save is not None:
         with step("take stock of the model"):
-            kept = LabelMaps(save, named.palette(classes), origin(named, fast, **options))
+            kept = LabelMaps(save, _palette(named, source, classes), origin(named, fast, **options))
     with joined(device) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"score {len(own)} of {count} images", total=len(own)):
@@ -108,7 +108,8 @@ def evaluate(
         for part in parts[1:]:
             for meter, other in zip(meters, part, strict=True):
                 meter.add(other)
-        _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, as_json)
+        names = named.class_names or (source.data.class_names if isinstance(source.data, Labelled) else ())
+        _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, names, as_json)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,12 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, None]:
         return read_image(self.paths[index]), None
+
+
+def _palette(named: Named, source: Source, classes: int) -> Palette:
+    """The model's own colours; else those of the data; else Pascal VOC's."""
+    of_data = source.data.colours if isinstance(source.data, Labelled) else None
+    return of_data if named.colours is None and of_data is not None else named.palette(classes)
 
 
 def _labelled(name: str, split: str | None) -> Source:
@@ -148,7 +155,7 @@ def _score(maps: Sequence[torch.Tensor], label: torch.Tensor | None, meters: Seq
 
 def _print(
     named: Named, report: lvtp_fx.Report, meters: Sequence[SegmentationMeter], count: int, data: str | None,
-    as_json: bool,
+    class_names: Sequence[str], as_json: bool,
 ) -> None:
     near = f"mIoU within {meters[0].boundary_px} px of a boundary"
     shown: dict[str, tuple[str, Callable[[SegmentationMeter], float]]] = {
@@ -164,7 +171,7 @@ def _print(
             if data is not None:
                 scores[name]["iou_per_class"] = meters[i].iou_per_class()
         print_json({"model": named.name, "data": data, "images": count, "flops_cut": report.flops_cut, **scores,
-                    "agreement": agreement, "class_names": named.class_names, "notes": notes})
+                    "agreement": agreement, "class_names": class_names, "notes": notes})
         return
     rows = [("GFLOPs an image or window", f"{report.gflops_dense:.3f}", f"{report.gflops_pruned:.3f}",
              f"{-report.flops_cut:+.1%}")]

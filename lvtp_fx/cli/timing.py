@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvtp_fx.capture_refusals import first_line
 from lvtp_fx.stopwatch import accelerators, stopped_ms
 
 Run = Callable[..., Any]
+WARM_UP = 3  # turns before those that count
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,31 @@ class Latency:
 
 
 def compiled(model: nn.Module, fast: nn.Module, *inputs: torch.Tensor) -> tuple[Run, Run, str]:
-    """Both modules through torch.compile(fullgraph=True), run once, and how they were made.
+    """Both modules through torch.compile, run once, and how they were made.
 
-    They come back as they are where the machine has no C++ compiler, which Inductor needs on a CPU.
+    Each is one graph, but for a model that Dynamo cannot take whole: that one is compiled as its user would compile it,
+    in pieces. Both come back as they are where torch.compile fails on the model itself, as it does on a CPU without a
+    C++ compiler. Where it fails on the pruned one only, that is an error.
     """
     from torch._dynamo.exc import TorchDynamoException  # here: it takes seconds to import
 
     dense: Run = torch.compile(model, fullgraph=True)
+    how = "torch.compile, fullgraph"
     try:
         dense(*inputs)
-    except TorchDynamoException as error:
-        # The plain model fails: it is the machine. Where only the pruned one fails, that is an error.
-        return model, fast, f"eager (torch.compile needs a C++ compiler, here: {type(error).__name__})"
+    except TorchDynamoException as broken:
+        dense, how = torch.compile(model), f"torch.compile, the dense model in pieces ({first_line(broken)})"
+        try:
+            dense(*inputs)
+        except TorchDynamoException as error:
+            return model, fast, f"eager (torch.compile fails: {first_line(error)})"
     pruned: Run = torch.compile(fast, fullgraph=True)
     pruned(*inputs)
-    return dense, pruned, "torch.compile, fullgraph"
+    return dense, pruned, how
 
 
 def latencies(
-    runs: Sequence[Run], *inputs: torch.Tensor, rounds: int, warm_up: int = 3,
+    runs: Sequence[Run], *inputs: torch.Tensor, rounds: int, warm_up: int = WARM_UP,
     turns: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Latency]:
     """`in_turn`, summed up."""
@@ -56,7 +64,7 @@ def latencies(
 
 
 def in_turn(
-    runs: Sequence[Run], *inputs: torch.Tensor, rounds: int, warm_up: int = 3,
+    runs: Sequence[Run], *inputs: torch.Tensor, rounds: int, warm_up: int = WARM_UP,
     turns: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[list[float]]:
     """Milliseconds of each run in each round: A B A B, so that a machine that slows down slows all of them down.
