@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.export import ExportedProgram
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
+from torch.nn.parallel import DistributedDataParallel
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx import cost, latency
@@ -98,7 +100,7 @@ def prepare(model: nn.Module | ExportedProgram | Capture, example_inputs: Any, c
 
 
 def rewritten(prepared: Prepared, config: Config) -> Plan:
-    """The plan with a pruned graph, or without one where nothing is to be pruned.
+    """The plan with a pruned graph, or without one where nothing is to be pruned: the captured graph stays as it is.
 
     Raises:
         LvtpError: LVTP102 where no attention was matched; LVTP204 where no time is saved; as the passes.
@@ -108,9 +110,9 @@ def rewritten(prepared: Prepared, config: Config) -> Plan:
         raise refuse_unmatched(plan)
     if config.flops_cut == 0 and config.keep_ratio is None and config.latency_cut is None:
         return plan
-    if config.latency_cut is not None or config.check_latency:
-        return _timed(prepared, plan)
-    return pipeline.run(pipeline.rewrite(prepared.dense_flops), plan)
+    timed = config.latency_cut is not None or config.check_latency
+    done = _timed(prepared, plan) if timed else pipeline.run(pipeline.rewrite(prepared.dense_flops), plan)
+    return done if done.sites else replace(done, pruned=None, record=None)
 
 
 def _timed(prepared: Prepared, plan: Plan) -> Plan:
@@ -136,6 +138,10 @@ def captured_of(model: nn.Module | ExportedProgram | Capture, example_inputs: An
     """
     if isinstance(model, Capture):
         return model
+    if isinstance(model, OptimizedModule):  # what torch.compile makes of a module
+        model = model._orig_mod
+    if isinstance(model, DistributedDataParallel):  # it wraps the model for training; its own forward is no graph
+        model = model.module
     done = is_transformed(model)
     if done or not isinstance(model, (nn.Module, ExportedProgram)):
         raise LvtpError(

@@ -41,6 +41,17 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return int(found[0].shape[0])
 
 
+def normal(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs that were made in inference mode as tensors that may be traced."""
+
+    def cloned(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
+
+    with torch.inference_mode(False):
+        args, kwargs = pytree.tree_map(cloned, (args, kwargs))
+    return args, kwargs
+
+
 def at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """export specialises a batch of 1, so an example with one image is repeated."""
     batch = batch_size(args, kwargs)

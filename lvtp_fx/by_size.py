@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from lvtp_fx.api import transform
-from lvtp_fx.batch_axis import batch_size, is_batched
+from lvtp_fx.api import captured_of, transform
+from lvtp_fx.batch_axis import BATCH_STAND_IN, batch_size, is_batched
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 
@@ -22,7 +22,8 @@ class BySize(nn.Module):
     """A segmenter for images of any size that the model itself takes.
 
     A captured graph holds one token grid. This module looks at the shapes of its inputs, batch left out, transforms the
-    model for shapes that it has not met, and calls the graph that fits. The batch size is free within each graph.
+    model for shapes that it has not met, and calls the graph that fits. The batch size is free within each graph,
+    unless the model fixes it. Values of inputs that are no tensors count as shapes do.
 
         fast = lvtp_fx.BySize(model, flops_cut=0.35, compile={"fullgraph": True})
         fast(torch.rand(1, 3, 512, 512)); fast(torch.rand(4, 3, 512, 768))     # two graphs
@@ -67,12 +68,15 @@ class BySize(nn.Module):
 
     def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.GraphModule, Callable[..., Any]]:
         key = _key(args, kwargs)
-        if key not in self._graphs:
-            made = transform(self.model, (args, kwargs), config=self.config)
+        fixed = (*key, batch_size(args, kwargs))  # of a model that allows no other batch
+        if key not in self._graphs and fixed not in self._graphs:
+            captured = captured_of(self.model, (args, kwargs))
+            made = transform(captured, config=self.config)
             fast: Callable[..., Any] = made
             if self.compile_options is not None:
                 fast = torch.compile(made, **self.compile_options)
-            self._graphs[key] = made, fast
+            self._graphs[key if captured.batch == BATCH_STAND_IN else fixed] = made, fast
+        key = key if key in self._graphs else fixed
         self._graphs.move_to_end(key)
         while len(self._graphs) > self.max_sizes:
             self._graphs.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lvtp_fx.calibration.progress import progress_bar
 from lvtp_fx.calibration.search import deepest, search
 from lvtp_fx.calibration.trial import Trial
 from lvtp_fx.capture import Capture
-from lvtp_fx.config import Config, resolve
+from lvtp_fx.config import Config, is_integer, is_number, resolve
 from lvtp_fx.digest import digest
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
@@ -67,8 +68,9 @@ def calibrate(
             that are what is looked for; LVTP105 for no images, or labels that do not fit them; LVTP202 where a cut or a
             drop cannot be reached; and as `transform`.
     """
-    _check(flops_cut, max_drop, overrides)
-    base = resolve(config, {**overrides, "keep_ratio": None, "sites": "auto", "latency_cut": None})
+    _check(flops_cut, max_drop, passes, overrides)
+    asked = resolve(config, overrides)
+    base = replace(asked, keep_ratio=None, sites="auto", latency_cut=None, check_latency=False)
     batches = _batches(images)
     prepared = prepare(model, batches[0], base)
     inputs = [example_inputs.resolve(prepared.captured.module, batch) for batch in batches]
@@ -77,9 +79,11 @@ def calibrate(
         kept = _journal(journal, prepared, base, inputs, wanted)
         trial = Trial(prepared, base, inputs, wanted, passes, show, current(), kept)
         if flops_cut is not None:
-            return trial.config(search(trial, flops_cut))
-        assert max_drop is not None
-        return trial.config(deepest(trial, max_drop))
+            found = search(trial, flops_cut)
+        else:
+            assert max_drop is not None
+            found = deepest(trial, max_drop)
+        return replace(trial.config(found), check_latency=asked.check_latency)  # of the one that is taken, by transform
 
 
 def _batches(images: torch.Tensor | Sequence[Any]) -> list[Any]:
@@ -114,12 +118,14 @@ def _bad(where: str, expected: str, got: str, why: str) -> LvtpError:
     )
 
 
-def _check(flops_cut: float | None, max_drop: float | None, overrides: dict[str, Any]) -> None:
+def _check(flops_cut: float | None, max_drop: float | None, passes: int, overrides: dict[str, Any]) -> None:
+    if not is_integer(passes) or passes < 1:
+        raise _out_of_range("calibrate.passes", "an integer >= 1", repr(passes), "it bounds the work", "passes=600")
     if (flops_cut is None) == (max_drop is None):
         raise _out_of_range("calibrate", "one of flops_cut and max_drop", "neither" if flops_cut is None else "both",
                             "it says what to look for", "calibrate(model, images, flops_cut=0.35), or max_drop=0.01")
     for name, value, hint in (("flops_cut", flops_cut, "flops_cut=0.35"), ("max_drop", max_drop, "max_drop=0.01")):
-        if value is not None and not 0 < value < 1:
+        if value is not None and not (is_number(value) and 0 < value < 1):
             raise _out_of_range(f"calibrate.{name}", "a share in (0, 1)", repr(value), "all or nothing needs no search",
                                 hint)
     for name, why in (("sites", "it is what calibrate finds"), ("keep_ratio", "it is what calibrate finds"),

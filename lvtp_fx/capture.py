@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -19,10 +18,18 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
-from lvtp_fx.batch_axis import BATCH_STAND_IN, at_least_two, batch_size, fixed_size, is_batched
+from lvtp_fx.batch_axis import BATCH_STAND_IN, at_least_two, batch_size, fixed_size, is_batched, normal
 from lvtp_fx.buffer_reads import reading_buffers
-from lvtp_fx.capture_refusals import cannot_capture, cannot_copy, check_devices, first_line, quiet_failure
+from lvtp_fx.capture_refusals import (
+    cannot_capture,
+    cannot_copy,
+    check_devices,
+    first_line,
+    quiet_failure,
+    refuse_free_sizes,
+)
 from lvtp_fx.fold_masks import fold_masks
+from lvtp_fx.twin import left_alone, twin
 
 aten = torch.ops.aten
 
@@ -57,16 +64,19 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
             on several devices.
     """
     if isinstance(model, ExportedProgram):
+        refuse_free_sizes(model)
         return _finish(model, (), args, kwargs, "")
     check_devices(model)
+    args, kwargs = normal(args, kwargs)
     wide = at_least_two(args, kwargs)
     with _plain_modes(args, kwargs):
         try:
-            twin = _twin(model)
+            copied = twin(model)
         except Exception as error:
             raise cannot_copy(model, error) from error
         try:
-            free = _finish(*_exported(twin, *wide, dynamic=True), *wide, "")
+            with left_alone(model):
+                free = _finish(*_exported(copied, *wide, dynamic=True), *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
@@ -74,7 +84,8 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
                 return free
             note = f"the batch size is fixed at {batch_size(args, kwargs)}: the captured graph was specialised to it"
         try:
-            program, read = _exported(twin, args, kwargs, dynamic=False)
+            with left_alone(model):
+                program, read = _exported(copied, args, kwargs, dynamic=False)
         except Exception as error:
             raise cannot_capture(model, error) from error
         return _finish(program, read, args, kwargs, note)
@@ -136,12 +147,25 @@ def _clean(module: fx.GraphModule) -> fx.GraphModule:
         name = str(node.target)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
+        elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
             node.target = aten.reshape.default
+            if _same_shape(node):  # a hook's, or a model's that serves several shapes: it would hide a residual stream
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
     fold_masks(graph)
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)
+
+
+def _same_shape(node: fx.Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, fx.Node) and _sizes(source) == _sizes(node)
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    """Sizes, symbols as expressions: to compare these asks nothing of the symbols."""
+    return [size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape]
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -156,12 +180,6 @@ def _quiet_copies() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
         yield
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """A structural copy in eval mode that shares every parameter and buffer: tracing may set attributes on it."""
-    shared = {id(t): t for t in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, dict(shared)).eval()
 
 
 @contextmanager

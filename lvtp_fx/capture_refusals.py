@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
+from lvtp_fx.batch_axis import fixed_size
 from lvtp_fx.errors import Code, LvtpError
 
 
@@ -27,6 +29,27 @@ def check_devices(model: nn.Module) -> None:
             got=", ".join(f"{name} on {device}" for device, name in places.items()),
             why="one graph runs on one device", hint="model.to(device) before lvtp_fx.transform",
         )
+
+
+def refuse_free_sizes(program: ExportedProgram) -> None:
+    """Refuse a program that was exported for images of any size.
+
+    Raises:
+        LvtpError: LVTP105, with the input and its axis.
+    """
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or not isinstance(value, torch.Tensor):
+            continue
+        for axis, size in enumerate(value.shape):
+            if axis and fixed_size(size) is None:
+                raise LvtpError(
+                    Code.BAD_EXAMPLE, where=f"input {node.name!r} of the exported program",
+                    expected="a program of one image size, free in its batch alone", got=f"axis {axis} of size {size}",
+                    why="how many tokens a site keeps is a number in the graph",
+                    hint="torch.export.export(model, example_inputs) with a dynamic batch axis only; "
+                    "lvtp_fx.BySize(model) for several sizes",
+                )
 
 
 def cannot_copy(model: nn.Module, error: Exception) -> LvtpError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,10 +87,11 @@ def floats(output: Any) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Modes are set as flags: a `train()` of the user's own may do more, such as merge weights."""
     modes = [(module, module.training) for module in model.modules()]
-    with suppress(NotImplementedError):  # modules of torch.export: their mode is that of their capture
-        model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, training in modes:

@@ -94,27 +94,29 @@ class Config:
         self._check_numbers()
 
     def _check_shares(self) -> None:
-        if not _number(self.flops_cut) or not 0 <= self.flops_cut < 1:
+        if not is_number(self.flops_cut) or not 0 <= self.flops_cut < 1:
             _refuse("flops_cut", "a share in [0, 1)", self.flops_cut, "0.35 saves 35 % of the FLOPs")
-        if self.latency_cut is not None and (not _number(self.latency_cut) or not 0 < self.latency_cut < 1):
+        if self.latency_cut is not None and (not is_number(self.latency_cut) or not 0 < self.latency_cut < 1):
             _refuse("latency_cut", "a share in (0, 1), or None", self.latency_cut, "0.3 saves 30 % of the time")
         if self.keep_ratio is None:
             return
         if self.latency_cut is not None:
             _refuse("keep_ratio", "None where latency_cut is given", self.keep_ratio, "leave out one of the two")
         ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
-        if not ratios or not all(_number(r) and 0 < r <= 1 for r in ratios):
+        if not ratios or not all(is_number(r) and 0 < r <= 1 for r in ratios):
             _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
 
     def _check_choices(self) -> None:
         if self.sites not in ("auto", "every") and not (
-            isinstance(self.sites, tuple) and self.sites and all(_integer(s) for s in self.sites)
+            isinstance(self.sites, tuple) and self.sites and all(is_integer(s) for s in self.sites)
         ):
             _refuse("sites", '"auto", "every" or block indices', self.sites, "sites=(2, 5, 8)")
         choices_of: dict[str, tuple[str, ...]] = {
             "reduce": get_args(Reduce), "restore": get_args(Restore), "decoder": get_args(Decoder),
             "feature": get_args(Feature), "entropy_direction": ("low", "high"),
         }
+        if isinstance(self.strategy, type):
+            _refuse("strategy", "a name, or an object", self.strategy, f"strategy={self.strategy.__name__}()")
         if not all(hasattr(self.strategy, part) for part in ("decide", "flops", "smallest_keep_ratio")):
             choices_of["strategy"] = STRATEGIES
         for name, choices in choices_of.items():
@@ -125,17 +127,18 @@ class Config:
                 _refuse(name, "True or False", getattr(self, name), "leave it out")
 
     def _check_numbers(self) -> None:
-        if not self.qs or not all(_number(q) and q > 0 for q in self.qs):
+        if not isinstance(self.qs, tuple) or not self.qs or not all(is_number(q) and q > 0 for q in self.qs):
             _refuse("qs", "one or more Tsallis orders > 0", self.qs, "qs=(0.5, 1.0, 2.0)")
         for name in ("entropy_weight", "edge_weight", "neighbour_weight", "importance_in_rank", "edge_in_rank"):
             value = getattr(self, name)
-            if not _number(value) or value < 0:
+            if not is_number(value) or value < 0:
                 _refuse(name, "a number >= 0", value, f"{name}=0 switches it off")
-        if len(self.cell) != 2 or not all(_integer(c) and c >= 1 for c in self.cell):
+        cell = self.cell if isinstance(self.cell, tuple) else ()
+        if len(cell) != 2 or not all(is_integer(c) and c >= 1 for c in cell):
             _refuse("cell", "(rows, columns), each >= 1", self.cell, "cell=(2, 2)")
         for name in ("align", "entropy_keys", "rounds"):
             value = getattr(self, name)
-            if not _integer(value) or value < 1:
+            if not is_integer(value) or value < 1:
                 _refuse(name, "an integer >= 1", value, f"{name}=1")
 
 
@@ -145,6 +148,8 @@ def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:
     Raises:
         LvtpError: LVTP201 for an unknown field or a value out of range.
     """
+    if not isinstance(config, Config | None):
+        _refuse("config", "a Config, or None", config, "lvtp_fx.Config(flops_cut=0.35), or flops_cut=0.35 alone")
     known = {f.name for f in fields(Config)}
     for name in overrides:
         if name not in known:
@@ -153,11 +158,13 @@ def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:
     return Config(**{**base, **overrides})
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
-def _integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether it is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import resolve
@@ -56,7 +57,7 @@ def observe(
 
 def original(module: nn.Module) -> tuple[fx.GraphModule, Record]:
     """The GraphModule that `transform` made, from it or from its compiled form, and its record."""
-    inner = getattr(module, "_orig_mod", module)
+    inner = module._orig_mod if isinstance(module, OptimizedModule) else module
     if not isinstance(inner, fx.GraphModule) or RECORD not in inner.meta:
         raise LvtpError(
             Code.NOT_TRANSFORMED, where=type(inner).__name__, expected="what lvtp_fx.transform returned",

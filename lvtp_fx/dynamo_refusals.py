@@ -7,8 +7,7 @@ from torch import fx
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.provenance import describe
-
-aten = torch.ops.aten
+from lvtp_fx.randomness import random_nodes
 
 
 def refuse_side_effects(graph: fx.GraphModule) -> None:
@@ -17,15 +16,10 @@ def refuse_side_effects(graph: fx.GraphModule) -> None:
     Raises:
         LvtpError: LVTP101, with the node.
     """
+    for node in random_nodes(graph.graph):
+        raise changes_in_training(describe(node), f"{node.target}, which draws random numbers")
     for node in graph.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if node.target is aten.scaled_dot_product_attention.default:  # tagged as random, whatever its dropout
-            if (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0:
-                raise changes_in_training(describe(node), "attention with dropout")
-        elif torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise changes_in_training(describe(node), f"{node.target}, which draws random numbers")
-        elif node.target._schema.is_mutable:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             raise changes_in_training(describe(node), f"{node.target}, which writes into a tensor of the model")
 
 

@@ -77,8 +77,8 @@ class Code(Enum):
     )
     BAD_INPUT = (
         "LVTP401", "input-does-not-fit",
-        "An input has another shape than the graph was made for.",
-        "resize it, transform for its size, or use lvtp_fx.BySize",
+        "An input has another shape, dtype or value than the graph was made for.",
+        "resize it, transform for its size or value, or use lvtp_fx.BySize",
     )
     DEVICE_BAKED_IN = (
         "LVTP402", "graph-holds-another-device",

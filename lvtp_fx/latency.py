@@ -19,6 +19,7 @@ from torch._dynamo.exc import TorchDynamoException
 from lvtp_fx import cost
 from lvtp_fx.capture import Capture
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.kept_state import kept_state
 from lvtp_fx.plan import Clock, Plan
 from lvtp_fx.run_graph import Tap, flat_inputs
 from lvtp_fx.stopwatch import accelerators, stopped_ms
@@ -60,7 +61,7 @@ def inserted_ms(plan: Plan, module: fx.GraphModule, captured: Capture) -> float:
     inputs = flat_inputs(module, captured.args, captured.kwargs)
     part, outside = _inserted_part(module, {node.name for node in plan.graph_module.graph.nodes})
     tap = Tap(module, {node.name for node in outside})
-    with torch.no_grad():
+    with torch.no_grad(), kept_state(module):
         tap.run(*inputs, enable_io_processing=False)
         values = [tap.seen[node.name] for node in outside]
         compiled, devices = torch.compile(part, fullgraph=True), accelerators(values)
@@ -118,7 +119,7 @@ def refuse_slower(plan: Plan, clock: Clock) -> None:
 def _timed(module: fx.GraphModule, inputs: list[Any]) -> dict[str, float]:
     """Milliseconds of each op, by the name of its node."""
     watch = _Stopwatch(module, accelerators(inputs))
-    with torch.no_grad():
+    with torch.no_grad(), kept_state(module):
         for turn in range(_REPEATS + 1):
             watch.run(*inputs, enable_io_processing=False)
             if turn == 0:

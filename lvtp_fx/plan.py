@@ -73,7 +73,7 @@ class Trunk:
 
     Attributes:
         root: the node where the token axis is born.
-        image: the placeholder that enters the patch embedding, [B, channels, height, width].
+        image: the picture that the patch embedding reads, of four axes: `find_image`. None where there is none.
         grid: (rows, columns) of the token grid.
         blocks: in order.
         states: the states of the residual stream, in order; the last one is the encoder's output.

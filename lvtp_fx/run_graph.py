@@ -8,6 +8,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from lvtp_fx.kept_state import kept_state
+
 
 class Tap(fx.Interpreter):
     """Runs a graph and remembers the values of some nodes."""
@@ -26,8 +28,8 @@ class Tap(fx.Interpreter):
 def run_flat(
     interpreter: fx.Interpreter, module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run an interpreter on a module's inputs as the module itself takes them."""
-    with torch.no_grad():
+    """Run an interpreter on a module's inputs as the module itself takes them; buffers are left as they were."""
+    with torch.no_grad(), kept_state(module):
         flat = interpreter.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
     return module.graph.process_outputs(flat)
 

@@ -11,6 +11,8 @@ from lvtp_fx import cost, latency
 from lvtp_fx.capture import Capture
 from lvtp_fx.passes.axes.label import token_factor
 from lvtp_fx.plan import Plan
+from lvtp_fx.provenance import describe
+from lvtp_fx.randomness import random_nodes
 from lvtp_fx.report import BlockReport, Report, Unmatched
 
 
@@ -23,7 +25,7 @@ def summarise(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: f
     report = Report(
         gflops_dense=dense_flops / 1e9, gflops_pruned=pruned_flops / 1e9,
         unmatched=tuple(Unmatched(m.where, m.reason) for m in plan.misses),
-        notes=tuple(_notes(captured)), refused=refused,
+        notes=tuple(_notes(captured, plan)), refused=refused,
     )
     trunk = plan.trunk
     if trunk is None:
@@ -42,13 +44,18 @@ def summarise(plan: Plan, captured: Capture, dense_flops: float, pruned_flops: f
     )
 
 
-def _notes(captured: Capture) -> Iterator[str]:
+def _notes(captured: Capture, plan: Plan) -> Iterator[str]:
     if captured.note:
         yield captured.note
     if names := captured.thawed:
         several = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield (f"torch.no_grad() in the model is not in the graph: in training, gradients reach {names[0]}{several}; "
                "requires_grad_(False) freezes them")
+    if plan.trunk is not None and plan.trunk.image is None:
+        yield "no picture of floats enters the patch embedding: edges are not used"
+    for node in random_nodes(captured.module.graph):
+        yield (f"{node.target} at {describe(node)} draws random numbers, also in eval mode: no two runs give "
+               "the same, and verify cannot compare them")
     if captured.read:
         yield (f"Python reads the values of {', '.join(captured.read)} in forward: what it does with them is fixed in "
                "the graph")

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from lvtp_fx import example_inputs as examples
-from lvtp_fx.capture import Capture, capture
+from lvtp_fx.api import captured_of
+from lvtp_fx.capture import Capture
 from lvtp_fx.decisions import Decision, observe, original
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.oracle import Oracle
+from lvtp_fx.provenance import describe
+from lvtp_fx.randomness import random_nodes
 from lvtp_fx.record import StateRecord
 from lvtp_fx.run_graph import run_flat
 
@@ -47,14 +50,23 @@ def verify(
         model: the model that was transformed. module: what `transform` made of it (or its compiled form: then the
             graph before compilation is checked).
         example_inputs: as in `transform`; any batch size.
-        tolerance: largest relative error; by default by dtype (float32 2e-5).
+        tolerance: largest relative error; by default that of the coarsest dtype that the model computes in (float32:
+            2e-5).
 
     Raises:
-        LvtpError: LVTP301 with the first place where they differ, LVTP302 where `module` is not from `model`.
+        LvtpError: LVTP301 with the first place where they differ, or where the model draws random numbers; LVTP302
+            where `module` is not from `model`.
     """
     graph_module, record = original(module)
     args, kwargs = examples.resolve(graph_module, example_inputs)
-    captured = model.module if isinstance(model, Capture) else capture(model, args, kwargs).module
+    captured = captured_of(model, (args, kwargs)).module
+    _refuse_random(captured.graph)
+    coarsest = _coarsest(captured.graph)
+
+    def compare(where: str, got: torch.Tensor, want: torch.Tensor) -> float:
+        by_dtype = coarsest if want.is_floating_point() else 0.0
+        return _compare(where, got, want, by_dtype if tolerance is None else tolerance)
+
     output, decided, values = observe(graph_module, example_inputs, [s.pruned_name for s in record.states])
     known = {node.name for node in captured.graph.nodes}
     if any(state.name not in known for state in record.states):
@@ -69,13 +81,13 @@ def verify(
         got = _living(values[state.pruned_name], state, None)
         want = _living(oracle.seen[state.name], state, decided)
         where = f"{state.path or 'the residual stream'} (node {state.name})"
-        errors[state.name] = _compare(where, got, want, tolerance)
+        errors[state.name] = compare(where, got, want)
     worst = 0.0
     pairs = zip(pytree.tree_leaves(output), pytree.tree_leaves(expected), strict=True)
     for i, (got, want) in enumerate(pairs):
         if isinstance(want, torch.Tensor):
-            worst = max(worst, _compare(f"output {i}", got, want, tolerance))
-    return Verification(worst, errors, _limit(next(captured.parameters(), torch.zeros(0)).dtype, tolerance))
+            worst = max(worst, compare(f"output {i}", got, want))
+    return Verification(worst, errors, coarsest if tolerance is None else tolerance)
 
 
 def _living(x: torch.Tensor, state: StateRecord, decided: list[Decision] | None) -> torch.Tensor:
@@ -89,8 +101,7 @@ def _living(x: torch.Tensor, state: StateRecord, decided: list[Decision] | None)
     return torch.cat([moved[:, : state.before], body, moved[:, stop:]], dim=1)
 
 
-def _compare(where: str, got: torch.Tensor, want: torch.Tensor, tolerance: float | None) -> float:
-    limit = _limit(want.dtype, tolerance)
+def _compare(where: str, got: torch.Tensor, want: torch.Tensor, limit: float) -> float:
     if got.shape != want.shape:
         raise _mismatch(where, f"shape {tuple(want.shape)}", f"shape {tuple(got.shape)}")
     if want.numel() == 0:
@@ -103,8 +114,22 @@ def _compare(where: str, got: torch.Tensor, want: torch.Tensor, tolerance: float
     return error
 
 
-def _limit(dtype: torch.dtype, tolerance: float | None) -> float:
-    return tolerance if tolerance is not None else _TOLERANCE.get(dtype, 0.0)
+def _coarsest(graph: fx.Graph) -> float:
+    """What is allowed of the coarsest dtype that something is computed in; part of a model may be under autocast."""
+    found = [node.meta["val"].dtype for node in graph.nodes
+             if node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)]
+    return max((_TOLERANCE.get(dtype, 0.0) for dtype in found), default=0.0)
+
+
+def _refuse_random(graph: fx.Graph) -> None:
+    node = next(random_nodes(graph), None)
+    if node is not None:
+        raise LvtpError(
+            Code.VERIFY_MISMATCH, where=describe(node), expected="a model that computes the same from the same inputs",
+            got=f"{node.target}, which draws random numbers in eval mode, too",
+            why="no two runs give the same, so there is nothing to compare",
+            hint="F.dropout(x, p, self.training) in the model, then transform and verify again",
+        )
 
 
 def _mismatch(where: str, expected: str, got: str) -> LvtpError:

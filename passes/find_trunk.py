@@ -11,6 +11,7 @@ from torch import fx
 from lvtp_fx import provenance
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.label import grids, token_axes, token_factor
+from lvtp_fx.passes.find_image import find_image
 from lvtp_fx.passes.residual_streams import chains, grid_of, later_streams, other_streams, value_graph
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
@@ -107,15 +108,8 @@ def _trunk(
         after = nx.descendants(flow, match.node)
         state = next(s for s in states if s in cuts and s in after)
         blocks.append(Block(match, state))
-    return Trunk(root, _image(plan, flow, root), factor.grid, tuple(blocks), tuple(states),
+    return Trunk(root, find_image(plan, flow, root, factor.grid), factor.grid, tuple(blocks), tuple(states),
                  frozenset(members - others))
-
-
-def _image(plan: Plan, flow: nx.DiGraph, root: fx.Node) -> fx.Node | None:
-    """The picture that enters the patch embedding: the placeholder of four axes that the root is computed from."""
-    found = [n for n in nx.ancestors(flow, root) | {root} if n.op == "placeholder" and n.meta["val"].ndim == 4
-             and n.meta["val"].is_floating_point()]
-    return found[0] if found else None
 
 
 def refuse_unmatched(plan: Plan) -> LvtpError:

@@ -213,4 +213,8 @@ class _Emitter:
         return self._operand(value, attention, self.plan.flows[attention], self.plan.spaces[attention])
 
     def _image(self) -> fx.Node | None:
-        return self.base[self.trunk.image] if self.trunk.image is not None else None
+        """The picture, [B, channels, height, width]."""
+        image = self.trunk.image
+        if image is None or not has_kind(self.plan.labels[image][1], Kind.HEIGHT):
+            return None if image is None else self.base[image]
+        return self.graph.call_function(aten.permute.default, (self.base[image], [0, 3, 1, 2]))

@@ -15,7 +15,7 @@ from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
 from lvtp_fx.plan import Plan
 
 aten = torch.ops.aten
-_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
+CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _unknown(node: fx.Node, reader: Reader) -> Flow:
         return Flow(out, {}, reason)
     first = reader.label(operands[0])
     picture = len(first) == 4 and has_kind(first[2], Kind.HEIGHT) and has_kind(first[3], Kind.WIDTH)
-    if picture or node.target in _CONVOLUTIONS:
+    if picture or node.target in CONVOLUTIONS:
         rows, columns = reader.sizes(value)[2:]
         out = (*out[:2], (Factor(Kind.HEIGHT, rows),), (Factor(Kind.WIDTH, columns),))
     return Flow(out, {}, reason)

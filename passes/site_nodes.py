@@ -26,7 +26,7 @@ def site_nodes(
 
     Args:
         stream: [B, L, C], what is about to be reduced, with `feature_ends` prefix and suffix tokens.
-        image: the picture that enters the model, in the new graph.
+        image: the picture that enters the patch embedding, in the new graph.
         read: the new node of a value that the site's attention reads, in the space of that attention.
     """
     assert plan.trunk is not None

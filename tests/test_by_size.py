@@ -9,6 +9,7 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.models.random_weights import randomise
+from tests.tiny import fused, picture, vit
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,22 @@ def test_keywords_types_and_compilation(model: nn.Module) -> None:
     assert torch.equal(fast(x=x), fast(x))
     assert len(fast.sizes) == 2  # the structure of the inputs belongs to a graph
     assert torch.equal(fast(x), fast.graph(x)(x))
+
+
+def test_a_model_that_fixes_its_batch_gets_a_graph_a_batch() -> None:
+    class OneByOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = vit(fused, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.stack([image * 2 for image in self.inner(images)])
+
+    model = OneByOne()
+    fast = lvtp_fx.BySize(model, keep_ratio=0.5)
+    for batch in (1, 3, 1):
+        assert fast(picture(batch)).shape == (batch, 5, 8, 8)
+    assert len(fast.sizes) == 2
 
 
 def test_a_size_that_the_model_refuses_is_a_refusal_and_leaves_nothing_behind(model: nn.Module) -> None:

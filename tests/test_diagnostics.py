@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from torchvision.models import resnet18
 
 import lvtp_fx
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.strategies.lvtp import Lvtp
 from tests.conftest import Case
+from tests.tiny import fused, picture, vit
 from tests.zoo import ZOO
 
 Cases = Callable[[str, str], Case]
@@ -183,6 +186,18 @@ def test_lvtp104_names_a_parameter_a_device() -> None:
     )
 
 
+def test_lvtp105_for_a_program_of_any_image_size() -> None:
+    class Pixels(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.relu()
+
+    free = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(Pixels(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=(free,))
+    text = refusal(lambda: lvtp_fx.transform(program))
+    assert text.startswith("LVTP105 bad-example-inputs at input 'image' of the exported program\n"
+                           "  expected: a program of one image size, free in its batch alone\n  got: axis 2 of size ")
+
+
 @pytest.mark.parametrize(("given", "expected", "got"), [
     (torch.zeros(0, 3, 128, 128), "a tensor with a batch of at least one", "shape (0, 3, 128, 128)"),
     ((), "a tensor with a batch of at least one", "no tensor"),
@@ -231,7 +246,10 @@ def test_lvtp106(it: Case, model: Any, got: str) -> None:
     ({"qs": ()}, "one or more Tsallis orders > 0", "qs=(0.5, 1.0, 2.0)"),
     ({"qs": (0,)}, "one or more Tsallis orders > 0", "qs=(0.5, 1.0, 2.0)"),
     ({"edge_weight": -1}, "a number >= 0", "edge_weight=0 switches it off"),
+    ({"qs": 2.0}, "one or more Tsallis orders > 0", "qs=(0.5, 1.0, 2.0)"),
     ({"cell": (2,)}, "(rows, columns), each >= 1", "cell=(2, 2)"),
+    ({"cell": None}, "(rows, columns), each >= 1", "cell=(2, 2)"),
+    ({"strategy": Lvtp}, "a name, or an object", "strategy=Lvtp()"),
     ({"align": 0}, "an integer >= 1", "align=1"),
     ({"entropy_keys": 2.0}, "an integer >= 1", "entropy_keys=1"),
 ])
@@ -241,6 +259,11 @@ def test_lvtp201(options: dict[str, Any], expected: str, hint: str) -> None:
         f"LVTP201 config-out-of-range at Config.{name}\n  expected: {expected}\n  got: {value!r}\n"
         f"  why: a graph built from it would not be what was asked for\n  try: {hint}"
     )
+
+
+def test_lvtp201_for_a_config_that_is_none(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.captured, config={"flops_cut": 0.3}))  # type: ignore[arg-type]
+    assert text.startswith("LVTP201 config-out-of-range at Config.config\n  expected: a Config, or None\n")
 
 
 def test_lvtp201_for_a_field_that_does_not_exist(it: Case) -> None:
@@ -292,6 +315,30 @@ def test_lvtp301_for_other_weights(it: Case) -> None:
                            "  expected: a relative error of at most 2e-05\n")
     assert "report it with lvtp_fx.explain(model, example_inputs)" in text
     lvtp_fx.verify(it.model, it.fast, (it.x,))
+
+
+class Dropping(nn.Module):
+    """Draws random numbers in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = vit(fused, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.inner(image), 0.1)
+
+
+def test_lvtp301_for_a_model_that_draws_random_numbers() -> None:
+    model, x = Dropping().eval(), picture()
+    fast = lvtp_fx.transform(model, (x,), keep_ratio=0.5)
+    (note,) = fast.report.notes
+    where = r"the top level \(node native_dropout, test_diagnostics\.py:\d+\)"
+    assert re.fullmatch(rf"aten\.native_dropout\.default at {where} draws random numbers, also in eval mode: "
+                        "no two runs give the same, and verify cannot compare them", note)
+    text = refusal(lambda: lvtp_fx.verify(model, fast, (x,)))
+    assert text.startswith("LVTP301 verify-mismatch at the top level (node native_dropout, ")
+    assert "got: aten.native_dropout.default, which draws random numbers in eval mode, too" in text
+    assert text.endswith("try: F.dropout(x, p, self.training) in the model, then transform and verify again")
 
 
 def test_lvtp302(it: Case) -> None:

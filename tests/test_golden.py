@@ -45,7 +45,7 @@ class Golden(expecttest.TestCase):
         config = SegmenterConfig(img_size=32, patch_size=8, C=8, depth=2, heads=2, classes=2)
         fast = lvtp_fx.transform(Segmenter(config), (torch.rand(1, 3, 32, 32),), keep_ratio=0.5, sites=(0,))
         self.assertExpectedInline(lines(fast.graph), """\
-check_input1 = lvtp.check_input(image, image, [-1, 3, 32, 32], )
+check_input1 = lvtp.check_input(image, image, [-1, 3, 32, 32], , torch.float32)
 sym_size1 = aten.sym_size.int(check_input1, 0)
 conv2d1 = aten.conv2d(check_input1, embed_weight, embed_bias, [8, 8])
 reshape1 = aten.reshape(conv2d1, [sym_size1, 8, 16])

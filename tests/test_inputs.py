@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import lvtp_fx
 from tests.conftest import CUT, Case
 from tests.test_laws import relative
+from tests.tiny import fused, picture, vit
 from tests.zoo import ZOO
 
 Cases = Callable[[str, str], Case]
@@ -35,6 +36,62 @@ def no_grad() -> Any:
 
 def test_an_empty_batch_gives_empty_logits(it: Case) -> None:
     assert it.fast(it.x[:0]).shape == it.model(it.x[:0]).shape == (0, 8, 128, 128)
+
+
+class Options(nn.Module):
+    """Takes more than images: a factor, an optional prompt, a switch, and two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = vit(fused, 2)
+
+    def forward(
+        self, image: torch.Tensor, scale: float = 1.0, prompt: torch.Tensor | None = None, upsample: bool = False,
+        size: tuple[int, int] = (16, 16),
+    ) -> torch.Tensor:
+        x = self.inner(image) * scale
+        x = x if prompt is None else x + prompt
+        return nn.functional.interpolate(x, size) if upsample else x
+
+
+def test_an_input_that_is_no_tensor_is_fixed_and_checked() -> None:
+    model, x = Options().eval(), picture()
+    fast = lvtp_fx.transform(model, (x, 2.0, None), keep_ratio=0.5)
+    assert fast(x, 2.0, None).shape == (2, 5, 8, 8)
+    copied = copy.deepcopy(fast)
+    copied.graph.eliminate_dead_code()
+    copied.recompile()
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, 2.0, None), fast(x, 2.0, None))
+    for run in (fast, copied):
+        for inputs, name in (((x, 3.0, None), "scale"), ((x, 2.0, torch.ones(1)), "prompt")):
+            with pytest.raises(lvtp_fx.LvtpError, match=f"LVTP401 input-does-not-fit at input '{name}'"):
+                run(*inputs)
+    named = lvtp_fx.transform(model, ((x,), {"upsample": True, "size": (16, 16)}), keep_ratio=0.5)
+    assert named(x, upsample=True, size=(16, 16)).shape == (2, 5, 16, 16)
+    for options in ({"upsample": False, "size": (16, 16)}, {"upsample": True, "size": (64, 16)}):
+        with pytest.raises(lvtp_fx.LvtpError, match="LVTP401"):
+            named(x, **options)
+    assert lvtp_fx.BySize(model, keep_ratio=0.5)(x, 3.0).shape == (2, 5, 8, 8)
+
+
+def test_bytes_are_no_floats() -> None:
+    """A model that scales bytes and not floats: its graph does what the example asked for."""
+
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = vit(fused, 2)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.inner(image.float() / 255 if image.dtype == torch.uint8 else image)
+            return out
+
+    model, image = Either(), torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    fast = lvtp_fx.transform(model, (image,), flops_cut=0)
+    assert torch.equal(fast(image), model(image))
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP401"):
+        fast(image.float())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

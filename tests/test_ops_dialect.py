@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram, export
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx.errors import LvtpError
+from lvtp_fx.ops.guard import check_constant
 from tests.draws import Space, normal
 
 lvtp = torch.ops.lvtp
@@ -64,7 +65,7 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "key_bias": lambda t: lvtp.key_bias(t["visible"], t["size"][:, :8], 1, 1, 0, t["q"]),
     "restore": lambda t: lvtp.restore(t["now"], t["x"], t["left"], t["owner"], 1, 1),
     "restore_frozen": lambda t: lvtp.restore_frozen(t["now"], t["x"], t["kept"], 1, 1),
-    "check_input": lambda t: lvtp.check_input(t["x"], "x", [-1, SPACE.L, 3], "cpu"),
+    "check_input": lambda t: lvtp.check_input(t["x"], "x", [-1, SPACE.L, 3], "cpu", torch.float32),
 }
 every_op = pytest.mark.parametrize("name", OPS)
 KERNELS = {"row_entropies_fused"}  # run on a GPU only, and registered where there is Triton: tests/test_row_entropy.py
@@ -103,7 +104,7 @@ class Pruned(nn.Module):
     """Two blocks' worth of everything: score, cluster, decide, reduce, attend, restore."""
 
     def forward(self, image: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        x = lvtp.check_input(x, "x", [-1, 25, 8], "")
+        x = lvtp.check_input(x, "x", [-1, 25, 8], "", torch.float32)
         q, k = (x.unflatten(-1, (2, 4)).transpose(1, 2) * s for s in (1.0, -0.7))
         mask = torch.zeros(25, 25).masked_fill(torch.ones(25, 25).tril(-20).bool(), -torch.inf)
         position = lvtp.positions(x, 24)
@@ -181,7 +182,7 @@ def test_input_that_fits_passes_through_untouched() -> None:
     x = torch.zeros(2, 3, 4)
     for shape in ([2, 3, 4], [-1, 3, 4], [-1, -1, -1]):
         for device in ("", "cpu"):
-            assert lvtp.check_input(x, "image", shape, device).data_ptr() == x.data_ptr()
+            assert lvtp.check_input(x, "image", shape, device, torch.float32).data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_input_that_fits_passes_through_untouched() -> None:
 )
 def test_another_shape_is_refused(shape: list[int], expected: str) -> None:
     with pytest.raises(LvtpError) as refusal:
-        lvtp.check_input(torch.zeros(2, 3, 4), "image", shape, "")
+        lvtp.check_input(torch.zeros(2, 3, 4), "image", shape, "", torch.float32)
     assert refusal.value.code == "LVTP401"
     assert str(refusal.value).splitlines() == [
         "LVTP401 input-does-not-fit at input 'image'",
@@ -203,9 +204,44 @@ def test_another_shape_is_refused(shape: list[int], expected: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(("made_for", "fits"), [
+    (torch.float32, (torch.float32, torch.float16, torch.bfloat16, torch.float64)), (torch.uint8, (torch.uint8,)),
+    (torch.int64, (torch.int64,)), (torch.bool, (torch.bool,)),
+])
+def test_another_kind_of_numbers_is_refused(made_for: torch.dtype, fits: tuple[torch.dtype, ...]) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool):
+        x = torch.zeros(2, 3, dtype=dtype)
+        if dtype in fits:
+            assert lvtp.check_input(x, "image", [-1, 3], "", made_for) is not None
+            continue
+        with pytest.raises(LvtpError) as refusal:
+            lvtp.check_input(x, "image", [-1, 3], "", made_for)
+        assert str(refusal.value).splitlines() == [
+            "LVTP401 input-does-not-fit at input 'image'",
+            f"  expected: a tensor of {made_for}",
+            f"  got: one of {dtype}",
+            "  why: what the model does with another kind of numbers (scale them, say) is not in the graph",
+            "  try: convert the input, or call lvtp_fx.transform again with an example of this dtype",
+        ]
+
+
+@pytest.mark.parametrize(("captured", "same", "others"), [
+    (2.0, (2.0, 2), (2.5, "2", None, torch.tensor(2.0))), (True, (True,), (1, False, None)), (1, (1, 1.0), (True, 2)),
+    (None, (None,), (False, 0, torch.zeros(1))), ("bilinear", ("bilinear",), ("nearest", torch.zeros(2))),
+    (torch.float32, (torch.float32,), (torch.float16,)),
+])
+def test_another_constant_is_refused(captured: object, same: tuple[object, ...], others: tuple[object, ...]) -> None:
+    for value in same:
+        check_constant(value, "mode", captured)
+    for value in others:
+        with pytest.raises(LvtpError, match="LVTP401 input-does-not-fit at input 'mode'") as refusal:
+            check_constant(value, "mode", captured)
+        assert refusal.value.expected == repr(captured)
+
+
 def test_another_device_is_refused() -> None:
     with pytest.raises(LvtpError) as refusal:
-        lvtp.check_input(torch.zeros(2, 3, device="meta"), "image", [-1, 3], "cpu")
+        lvtp.check_input(torch.zeros(2, 3, device="meta"), "image", [-1, 3], "cpu", torch.float32)
     assert refusal.value.code == "LVTP402"
     assert str(refusal.value).splitlines() == [
         "LVTP402 graph-holds-another-device at input 'image'",
@@ -215,7 +251,7 @@ def test_another_device_is_refused() -> None:
         "  try: move the model first, then call lvtp_fx.transform on it",
     ]
     with pytest.raises(LvtpError, match="LVTP401"):  # the shape comes first
-        lvtp.check_input(torch.zeros(2, 4, device="meta"), "image", [-1, 3], "cpu")
+        lvtp.check_input(torch.zeros(2, 4, device="meta"), "image", [-1, 3], "cpu", torch.float32)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -225,7 +261,7 @@ def test_compiled_graph_refuses_too(backend: str) -> None:
 
     @torch.compile(fullgraph=True, backend=backend, dynamic=False)
     def double(x: torch.Tensor) -> torch.Tensor:
-        return 2 * lvtp.check_input(x, "x", [-1, 25, 8], "")
+        return 2 * lvtp.check_input(x, "x", [-1, 25, 8], "", torch.float32)
 
     assert double(torch.ones(2, 25, 8)).unique().tolist() == [2]
     with pytest.raises(Exception, match="LVTP401") as refusal:

@@ -19,6 +19,7 @@ from lvtp_fx.calibration.schedules import Choice
 from lvtp_fx.config import Config
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
+from lvtp_fx.kept_state import kept_state
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Trunk
@@ -135,7 +136,7 @@ class Trial:
 
     def _run(self, module: fx.GraphModule, i: int) -> object:
         args, kwargs = self.inputs[i]
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(module):
             output = module(*args, **kwargs)
         self.left -= self.sizes[i]
         self.show(self.passes - self.left)

@@ -65,8 +65,8 @@ class ModelOptions:
         help="Decoder of a timm: or torchvision: backbone, linear without it.")] = None
     classes: Annotated[int | None, _of_model(min=1, help="Classes of that decoder, 8 without it.")] = None
     weights: Annotated[Path | None, _of_model(
-        metavar="FILE", help="State dict of that backbone, or of it and its decoder (.safetensors, .pth); random weights "
-        "without it.")] = None
+        metavar="FILE", help="State dict of that backbone, or of it and its decoder (.safetensors, .pth); random "
+        "weights without it.")] = None
     device: Annotated[str, _of_model(
         help="Where it runs, e.g. cuda; under torchrun that is a GPU for each process.")] = "cpu"
     dtype: Annotated[Dtype | None, _of_model(

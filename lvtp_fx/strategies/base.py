@@ -49,7 +49,7 @@ class SiteNodes:
         feature: [B, N, ...] what similarity of tokens is measured on.
         N: how many grid tokens live here.
         position: [B, N] int64, places of the living tokens on the full grid.
-        image: [B, channels, height, width] as it enters the model, or None where there is none.
+        image: float [B, channels, height, width] as it enters the patch embedding, or None where there is none.
         before, after: prefix and suffix tokens of the token axis L.
         grid: (rows, columns). kept: how many tokens will live on.
         call: inserts a `torch.ops.lvtp` op by its name and returns its node.
