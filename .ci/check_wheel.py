@@ -10,6 +10,7 @@ import torch
 
 import lvtp_fx
 from lvtp_fx.models.checkpoint import load_bundled
+from lvtp_fx.pictures import page, views
 
 folder = Path(sys.argv[1])
 package = Path(lvtp_fx.__file__).parent
@@ -21,4 +22,6 @@ model, spec = load_bundled()
 x = spec.preprocess(torch.rand(2, 3, *spec.img_size))
 fast = lvtp_fx.transform(model, (x,), flops_cut=0.3)
 assert fast(x).shape == model(x).shape
+assert "lvtp_fx" in torch._dynamo.list_backends(), "torch finds no backend of that name"
+assert "blocks.0" in page.render("bundled", fast.report, views.Views()), "the page lacks a block"
 print(f"{package.relative_to(folder)}: the bundled segmenter, {fast.report.flops_cut:.1%} fewer FLOPs")

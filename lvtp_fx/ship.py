@@ -16,7 +16,7 @@ from torch.export import ExportedProgram, default_decompositions
 from lvtp_fx.batch_axis import at_least_two, fixed_size
 from lvtp_fx.capture import exported
 from lvtp_fx.capture_refusals import first_line
-from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.errors import Code, LvtpError, missing_library
 from lvtp_fx.record import mark_inserted
 
 Inputs = tuple[torch.Tensor, ...]
@@ -63,24 +63,33 @@ def save_aoti(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
 def save_onnx(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
     """Write an ONNX model; weights beyond 2 GB go to a file beside it.
 
+    Its inputs are called as in the model's forward, its output `output` (`output_0`, `output_1`, ... where
+    there are several), its free axis `batch`.
+
     Args:
         fast, inputs: as of `save_exported`.
 
     Raises:
-        LvtpError: LVTP401 for inputs that do not fit, LVTP501 where the exporter refuses the model or is not installed.
+        LvtpError: LVTP401 for inputs that do not fit, LVTP501 where the exporter refuses the model, LVTP504 where it is
+            not installed.
     """
     try:
         ops = importlib.import_module("onnxscript").opset18
     except ImportError as error:
-        raise _cannot(path, "torch.onnx", error, "pip install 'lvtp_fx[onnx]'") from error
+        raise missing_library(ImportError("ONNX needs more libraries: pip install 'lvtp_fx[onnx]'")) from error
     program = _program(fast, inputs)
     table: dict[Any, Any] = {torch.ops.aten.sort.stable: _stable_sort(ops)}
+    count = len(program.graph_signature.user_outputs)
+    names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     try:
         # The exporter takes reshapes apart without gradients, then looks at the graph again with them: a mask that is
         # trained gets another attention kernel there, other strides, and what had become a view is none.
         with torch.no_grad():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
+            made = torch.onnx.export(
+                program, dynamo=True, verbose=False, custom_translation_table=table, output_names=names)
         assert made is not None  # it is None for another exporter only
+        first = [value.shape[0] for value in made.model.graph.inputs if value.shape]
+        made.rename_axes({size: "batch" for size in first if not isinstance(size, int)})
         made.save(str(path))
     except Exception as error:
         hint = "save_exported or save_aoti, which take every op"

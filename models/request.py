@@ -43,11 +43,13 @@ def guessed(request: Request, size: Size | None, why: str) -> tuple[Preprocess, 
     """ImageNet's mean and standard deviation, and a note that says so.
 
     Raises:
-        LvtpError: LVTP106 without a size.
+        LvtpError: LVTP103 without a size.
     """
     if size is None:
-        raise bad_model(request.name, "an image size", "none that the model's attributes say",
-                        "the token grid is fixed when the graph is captured", "--size HEIGHTxWIDTH")
+        raise LvtpError(
+            Code.SHAPE_NOT_INFERABLE, where=request.name, expected="an image size",
+            got="none that the model's attributes say", why="the token grid is fixed when the graph is captured",
+            hint="--size HEIGHTxWIDTH")
     note = f"images are normalised by ImageNet's mean and deviation: {why}"
     return SpecPreprocess(Spec(size, 0, None, 1.0, IMAGENET_MEAN, IMAGENET_STD)), (note,)
 

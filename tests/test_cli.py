@@ -369,7 +369,9 @@ def test_calibrate_looks_at_labels_only_where_asked(call: Call, folder: Path) ->
 
 def test_calibrate_refuses_what_says_nothing(call: Call, folder: Path) -> None:
     out = ["--out", "schedule.json"]
-    assert "LVTP201" in only_line(call("calibrate", MODEL, "--images", "photos", *out, code=2).stderr)
+    both = call("calibrate", MODEL, "--images", "photos", "--flops-cut", "0.1", "--max-drop", "0.1", *out, code=2)
+    neither = call("calibrate", MODEL, "--images", "photos", *out, code=2)
+    assert all("give either --flops-cut or --max-drop" in only_line(it.stderr) for it in (both, neither))
     call("calibrate", MODEL, "--images", "photos", "--labels", "--flops-cut", "0.1", *out, code=2)
     call("calibrate", MODEL, "--flops-cut", "0.1", *out, code=2)
     sites = call("calibrate", MODEL, "--images", "photos", "--flops-cut", "0.1", "--sites", "1", *out, code=2)
@@ -402,6 +404,9 @@ def test_missing_extra_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) 
     (("explain", MODEL, "--graph", "file/graph.dot"), "LVTP502 file-not-usable at file"),
     (("calibrate", MODEL, "--images", "photos", "--flops-cut", "0.1", "--out", "photos"), "LVTP502"),
     (("eval", MODEL, "--images", "photos", "--save", "file"), "LVTP502 file-not-usable at file"),
+    (("explain", MODEL, "--config", "none.json"), "LVTP502 file-not-usable at none.json"),
+    (("eval", MODEL, "--images", "photos", "--batch", "2"), "LVTP503 wrong-usage at lvtp-fx eval: expected options and "
+     "arguments as its help lists them; got Invalid value for --batch: only together with --stride"),
     (("demo", "--out", "photos"), "LVTP502 file-not-usable at photos"),
     (("eval", MODEL, "--data", "camvid:set"), "LVTP105 bad-example-inputs at set/labels/val/2.png"),
     (("eval", "users_own:large", "--keep-ratio", "0.8", "--images", "photos", "--save", "maps"),

@@ -84,8 +84,8 @@ def check(named: Named, size: tuple[int, int], classes: int) -> None:
     assert int(labels.max()) < classes
 
 
-def refused(request: Request, message: str) -> str:
-    with pytest.raises(LvtpError, match=f"(?s)LVTP106 .*{message}") as caught:
+def refused(request: Request, message: str, code: str = "LVTP106") -> str:
+    with pytest.raises(LvtpError, match=f"(?s){code} .*{message}") as caught:
         load_named(request)
     return str(caught.value)
 
@@ -229,7 +229,7 @@ def test_function_of_the_working_folder(in_folder: Path) -> None:
     assert not torch.allclose(bare.inputs(1)[0], spec.inputs(1)[0], atol=0.1)
     assert sys.path == path
     refused(Request("users_own:wrong"), "got: str")
-    refused(Request("users_own:sizeless"), "--size HEIGHTxWIDTH")
+    refused(Request("users_own:sizeless"), "--size HEIGHTxWIDTH", "LVTP103")
     assert load_named(Request("users_own:sizeless", size=(8, 8))).count_classes() == 2
     refused(Request("users_own:nothing"), "nothing")
     refused(Request("nobodys:function"), "No module named 'nobodys'")

@@ -174,6 +174,9 @@ def test_onnx_of_attention_with_a_mask_that_is_trained(tmp_path: Path, head: str
     fast = lvtp_fx.transform(entry.build(head), (entry.image(),))
     ship.save_onnx(fast, (entry.image(1),), tmp_path / "beit.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "beit.onnx")
+    (image,) = session.get_inputs()
+    assert (image.name, image.shape) == ("image", ["batch", 3, *entry.image().shape[2:]])
+    assert [(one.name, one.shape[0]) for one in session.get_outputs()] == [("output", "batch")]
     for batch in (1, 3):
         x = entry.image(batch, seed=batch)
         got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])

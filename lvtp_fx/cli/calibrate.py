@@ -47,6 +47,8 @@ def calibrate(
         raise typer.BadParameter("give either --data or --images", param_hint="--data")
     if labels and data is None:
         raise typer.BadParameter("only together with --data", param_hint="--labels")
+    if (pruning.flops_cut is None) is (max_drop is None):
+        raise typer.BadParameter("give either --flops-cut or --max-drop", param_hint="--flops-cut")
     check_writable(out)
     given = {name: value for name, value in pruning.overrides().items() if name != "flops_cut" and value is not None}
     base = read_config(pruning.config) if pruning.config is not None else None

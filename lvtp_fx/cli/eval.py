@@ -59,6 +59,8 @@ def evaluate(
         raise typer.BadParameter("give either --data or --images", param_hint="--data")
     if resume and save is None:
         raise typer.BadParameter("only together with --save", param_hint="--resume")
+    if batch > 1 and stride is None:
+        raise typer.BadParameter("only together with --stride: whole images go one at a time", param_hint="--batch")
     config = pruning.load()
     if save is not None:
         check_writable(save / "dense" / "0.png")

@@ -150,13 +150,14 @@ def read_config(path: Path) -> Config:
     """A `Config` from a JSON object of its fields; those that are not in it keep their defaults.
 
     Raises:
-        LvtpError: LVTP201.
+        LvtpError: LVTP201. OSError: the file cannot be read.
     """
+    text = path.read_text()
     try:
-        given = json.loads(path.read_text())
+        given = json.loads(text)
         if not isinstance(given, dict):
             raise ValueError(f"it holds a {type(given).__name__}")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise LvtpError(
             Code.CONFIG_OUT_OF_RANGE, where=str(path), expected="a JSON object of fields of Config", got=str(error),
             why="the graph is built from it", hint='{"flops_cut": 0.5, "sites": [0, 3, 6]}, or what calibrate wrote',
