@@ -53,10 +53,13 @@ class DynamoGraph:
         """
         for node, value in self.values.items():
             if isinstance(value, FakeTensor) or not isinstance(value, (torch.Tensor, int, torch.SymInt)):
+                hint = "lvtp_fx.transform(model, example_inputs), then torch.compile"
+                if isinstance(value, FakeTensor):
+                    hint = f"under DistributedDataParallel, torch._dynamo.config.optimize_ddp = False; or {hint}"
                 raise LvtpError(
                     Code.BAD_EXAMPLE, where=f"input {node.name}", expected="a real tensor or a size",
                     got=type(value).__name__, why="the graph is captured again with the inputs that Dynamo saw",
-                    hint="lvtp_fx.transform(model, example_inputs), then torch.compile",
+                    hint=hint,
                 )
         return tuple(self.values[node].detach().clone() for node in self.inputs)
 

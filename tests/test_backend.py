@@ -259,6 +259,33 @@ def test_weights_and_buffers_are_the_models_and_may_change() -> None:
     assert inner.pruned() == [True]
 
 
+class Wide(nn.Module):
+    """Has a layer whose gradients fill a bucket of DistributedDataParallel's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.wide = vit(fused), nn.Linear(600, 600)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.inner(image)
+        return y + self.wide(y.new_ones(1, 600)).mean()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_under_ddp_the_graph_has_to_stay_whole(whole: bool) -> None:
+    inner = Inner()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Wide().eval(), bucket_cap_mb=1)
+        with torch._dynamo.config.patch(optimize_ddp=not whole):
+            found = refusals(lambda: compiled(model, inner, keep_ratio=0.5)(picture()))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert inner.pruned() == ([True] if whole else [False, False])
+    assert all("got: FakeTensor" in text and "optimize_ddp = False" in text for text in found)
+    assert bool(found) is not whole
+
+
 class Dropping(nn.Module):
     """Dropout and a batch norm around a block's MLP."""
 
