@@ -45,8 +45,8 @@ def calibrate(
         model: as of `transform`; it is not changed.
         images: of the kind that the model will meet: one tensor [M, ...] of images, or a sequence of example inputs as
             `transform` takes them, each a batch. 16 to 64 images are enough. Nothing else is needed: a schedule is as
-            good as its outputs agree with the dense model's (`lvtp_fx.calibration.likeness.likeness`), which need not be
-            the one of the best mean IoU.
+            good as its outputs agree with the dense model's (`lvtp_fx.calibration.likeness.likeness`), and that need
+            not be the best mean IoU.
         labels: with them, as good as its mean IoU: integers [M, h, w], or one tensor a batch; a label that is no class
             is left out.
         flops_cut: wanted share of FLOPs to save, in (0, 1); or

@@ -39,8 +39,9 @@ def left_alone(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for container, before in held:
-            container.clear()
-            container.extend(before) if isinstance(container, list) else container.update(before)
+            if [*map(id, _content(container))] != [*map(id, _content(before))]:
+                container.clear()
+                container.extend(before) if isinstance(container, list) else container.update(before)
         for cache, misses in caches:
             if cache.cache_info().misses > misses:
                 cache.cache_clear()
@@ -61,14 +62,19 @@ def _loose_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _held_by_hooks(model: nn.Module) -> list[Any]:
-    """Dicts, lists and sets that the functions of forward hooks close over, are given, or name as globals."""
+    """Dicts, lists and sets that the functions of forward hooks close over, are given, or name as globals; not those of
+    modules, of which the twin has its own."""
     found: dict[int, Any] = {}
     for module in model.modules():
         for hook in chain(module._forward_hooks.values(), module._forward_pre_hooks.values()):
             for value in _reach(hook):
-                if isinstance(value, _CONTAINERS):
+                if isinstance(value, _CONTAINERS) and not any(isinstance(v, nn.Module) for v in _content(value)):
                     found[id(value)] = value
     return list(found.values())
+
+
+def _content(container: Any) -> list[Any]:
+    return [*container.keys(), *container.values()] if isinstance(container, dict) else [*container]
 
 
 def _reach(function: Callable[..., Any]) -> Iterator[Any]:
