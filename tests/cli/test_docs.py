@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lvtp_fx.cli.main import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "command_line.md").read_text()
 LINES = re.findall(r"^ *\$ (lvtp-fx .*)$", PAGE, flags=re.MULTILINE)
 # With continued lines; torchrun starts the module that the command is.
