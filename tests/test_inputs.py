@@ -75,6 +75,15 @@ def test_an_input_that_is_no_tensor_is_fixed_and_checked() -> None:
     assert lvtp_fx.BySize(model, keep_ratio=0.5)(x, 3.0).shape == (2, 5, 8, 8)
 
 
+def test_under_autocast_the_same_tokens_live_on(it: Case) -> None:
+    plain = lvtp_fx.decisions(it.fast, (it.x,))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lvtp_fx.decisions(it.fast, (it.x,))
+    for before, after in zip(plain, rounded, strict=True):
+        assert (before.kept == after.kept).float().mean() > 0.9  # queries and keys are the model's, and are rounded
+        assert (before.owner == after.owner).float().mean() > 0.9
+
+
 def test_bytes_are_no_floats() -> None:
     """A model that scales bytes and not floats: its graph does what the example asked for."""
 

@@ -90,6 +90,16 @@ def test_image_alone_equals_image_in_a_batch(name: str) -> None:
 
 
 @every_op
+def test_autocast_rounds_nothing(name: str) -> None:
+    """Decisions are compared in float32 also where a user runs the graph under autocast."""
+    t = tensors()
+    expected = OPS[name](t)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (t["q"] @ t["q"].mT).dtype == torch.bfloat16  # so it does round
+        assert torch.equal(OPS[name](t), expected)
+
+
+@every_op
 def test_bad_image_does_not_reach_its_batch_mates(name: str) -> None:
     """Image 0 of NaN, image 1 of huge numbers: image 2 keeps its values, to the bit."""
     t = tensors()
