@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx import cost, latency
-from lvtp_fx import example_inputs as inputs
+from lvtp_fx import example_inputs as examples
 from lvtp_fx.batch_axis import batch_size
 from lvtp_fx.capture import Capture, capture
 from lvtp_fx.config import Config, resolve
@@ -149,7 +149,7 @@ def captured_of(model: nn.Module | ExportedProgram | Capture, example_inputs: An
             got=f"{type(model).__name__}" + (", which lvtp_fx.transform made" if done else ""),
             why="its graph is captured and rewritten", hint="pass the original model",
         )
-    args, kwargs = inputs.resolve(model, example_inputs)
+    args, kwargs = examples.resolve(model, example_inputs)
     return capture(model, args, kwargs)
 
 

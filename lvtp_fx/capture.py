@@ -29,6 +29,7 @@ from lvtp_fx.capture_refusals import (
     refuse_free_sizes,
 )
 from lvtp_fx.fold_masks import fold_masks
+from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.twin import left_alone, twin
 
 aten = torch.ops.aten
@@ -75,8 +76,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             raise cannot_copy(model, error) from error
         try:
-            with left_alone(model):
-                free = _finish(*_exported(copied, *wide, dynamic=True), *wide, "")
+            free = _finish(*_exported(copied, *wide, dynamic=True), *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
@@ -84,8 +84,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
                 return free
             note = f"the batch size is fixed at {batch_size(args, kwargs)}: the captured graph was specialised to it"
         try:
-            with left_alone(model):
-                program, read = _exported(copied, args, kwargs, dynamic=False)
+            program, read = _exported(copied, args, kwargs, dynamic=False)
         except Exception as error:
             raise cannot_capture(model, error) from error
         return _finish(program, read, args, kwargs, note)
@@ -106,8 +105,8 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """`exported`, and the buffers whose values Python asked for."""
-    with quiet_failure(), reading_buffers(model) as reads:
+    """`exported`, of a twin, and the buffers whose values Python asked for."""
+    with quiet_failure(), left_alone(model), reading_buffers(model) as reads:
         program = exported(model, args, kwargs, dynamic=dynamic)
     return program, tuple(sorted(reads.read))
 
@@ -160,12 +159,7 @@ def _clean(module: fx.GraphModule) -> fx.GraphModule:
 
 def _same_shape(node: fx.Node) -> bool:
     source = node.args[0]
-    return isinstance(source, fx.Node) and _sizes(source) == _sizes(node)
-
-
-def _sizes(node: fx.Node) -> list[Any]:
-    """Sizes, symbols as expressions: to compare these asks nothing of the symbols."""
-    return [size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape]
+    return isinstance(source, fx.Node) and same(source.meta["val"].shape, node.meta["val"].shape)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

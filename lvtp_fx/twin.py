@@ -31,8 +31,8 @@ def twin(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def left_alone(model: nn.Module) -> Iterator[None]:
-    """Put back what hooks of the model write into, and empty the caches of functions beside its classes that were
-    filled meanwhile: tracing leaves fake tensors in both."""
+    """Put back what hooks of the model, or of its twin, write into, and empty the caches of functions beside its
+    classes that were filled meanwhile: tracing leaves fake tensors in both."""
     held = [(container, copy.copy(container)) for container in _held_by_hooks(model)]
     caches = [(cache, cache.cache_info().misses) for cache in _caches(model)]
     try:

@@ -48,12 +48,13 @@ def backbone(kind: str, name: str, request: Request) -> Named:
     """A backbone of timm or torchvision, and a head, whose weights are random, the same ones each time; or those of a
     file that holds the whole segmenter's."""
     shape: dict[str, Any] = {"head": request.head or "linear", "classes": request.classes or 8, "name": name}
-    whole = None
+    file = request.weights if request.weights is not None and request.weights.is_file() else None
+    state = _state(file) if file is not None else None
+    whole = state if state and {key.partition(".")[0] for key in state} == {"encoder", "head"} else None
     try:
-        if request.weights is not None and not request.weights.is_file():  # timm would write a line of its own, too
+        if request.weights is not None and file is None:  # timm would write a line of its own, too
             raise FileNotFoundError(f"no file {request.weights}")
-        whole = _whole_segmenter(request.weights)
-        shape["weights"] = None if whole else request.weights
+        shape["weights"] = None if whole else file
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if kind == "timm":
@@ -64,7 +65,7 @@ def backbone(kind: str, name: str, request: Request) -> Named:
         if whole:
             model.load_state_dict(whole)
     except Exception as error:
-        junk = request.weights is not None and request.weights.is_file() and _state(request.weights) is None
+        junk = file is not None and state is None
         if not junk and not isinstance(error, FileNotFoundError | RuntimeError | ValueError | TypeError
                                        | AssertionError):
             raise
@@ -77,12 +78,6 @@ def backbone(kind: str, name: str, request: Request) -> Named:
     spec = Spec(model.img_size, shape["classes"], None, 1.0, mean, std)
     random = "the head's weights are random" if request.weights else "all weights are random"
     return Named(request.name, model, SpecPreprocess(spec, interpolation), notes=() if whole else (random,))
-
-
-def _whole_segmenter(weights: Path | None) -> dict[str, torch.Tensor] | None:
-    """The state dict of a file that holds an `EncoderSegmenter`'s: of its encoder, and of its head."""
-    state = None if weights is None else _state(weights)
-    return state if state and {name.partition(".")[0] for name in state} == {"encoder", "head"} else None
 
 
 def function(request: Request) -> Named:

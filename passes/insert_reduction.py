@@ -215,6 +215,8 @@ class _Emitter:
     def _image(self) -> fx.Node | None:
         """The picture, [B, channels, height, width]."""
         image = self.trunk.image
-        if image is None or not has_kind(self.plan.labels[image][1], Kind.HEIGHT):
-            return None if image is None else self.base[image]
-        return self.graph.call_function(aten.permute.default, (self.base[image], [0, 3, 1, 2]))
+        if image is None:
+            return None
+        if has_kind(self.plan.labels[image][1], Kind.HEIGHT):  # [B, height, width, channels]
+            return self.graph.call_function(aten.permute.default, (self.base[image], [0, 3, 1, 2]))
+        return self.base[image]

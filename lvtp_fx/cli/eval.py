@@ -80,18 +80,18 @@ def evaluate(
         classes = named.count_classes()
     if save is not None and classes > PALETTE_SIZE:
         raise typer.BadParameter(f"a PNG holds {PALETTE_SIZE} classes, the model has {classes}", param_hint="--save")
-    if isinstance(source.data, Labelled) and source.data.classes not in (None, classes):
+    if source.data.classes not in (None, classes):
         raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
     if at_model_size and isinstance(source.data, Labelled):
         source = Source(source.ids, source.data.resized(named.img_size))
     runs = [dense, replace(dense, run=fast)]
-    ignored = source.data.ignore_index if isinstance(source.data, Labelled) else None
-    meters = [SegmentationMeter(classes, ignored) for _ in runs]
+    meters = [SegmentationMeter(classes, source.data.ignore_index) for _ in runs]
     count = min(limit or len(source.ids), len(source.ids))
     kept = None
     if save is not None:
         with step("take stock of the model"):
-            kept = LabelMaps(save, _palette(named, source, classes), origin(named, fast, **options))
+            coloured = replace(named, colours=named.colours or source.data.colours)
+            kept = LabelMaps(save, coloured.palette(classes), origin(named, fast, **options))
     with joined(device) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"score {len(own)} of {count} images", total=len(own)):
@@ -110,7 +110,7 @@ def evaluate(
         for part in parts[1:]:
             for meter, other in zip(meters, part, strict=True):
                 meter.add(other)
-        names = named.class_names or (source.data.class_names if isinstance(source.data, Labelled) else ())
+        names = named.class_names or source.data.class_names
         _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, names, as_json)
 
 
@@ -123,19 +123,18 @@ class Source:
 
 
 class Files:
-    """Images without labels."""
+    """Images without labels, of which nothing else is known either."""
+
+    classes: int | None = None
+    ignore_index: int | None = None
+    class_names: tuple[str, ...] = ()
+    colours: Palette | None = None
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, None]:
         return read_image(self.paths[index]), None
-
-
-def _palette(named: Named, source: Source, classes: int) -> Palette:
-    """The model's own colours; else those of the data; else Pascal VOC's."""
-    of_data = source.data.colours if isinstance(source.data, Labelled) else None
-    return of_data if named.colours is None and of_data is not None else named.palette(classes)
 
 
 def _labelled(name: str, split: str | None) -> Source:
