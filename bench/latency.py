@@ -3,6 +3,7 @@
     python bench/latency.py                                            # ViT-S/16 at 512 x 512, float32, CPU
     python bench/latency.py --model vit_base_patch16_224 --size 768 --batch 4 --dtype bfloat16 --device cuda
     python bench/latency.py --strategy all --flops-cut 0.35            # and the rivals of bench/rivals.py
+    python bench/latency.py --model bench/checkpoints/camvid_mask      # a checkpoint, at its own size
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def _processor() -> str:
 
 
 def main(
-    model: Annotated[list[str] | None, typer.Option(help="of timm, with a linear head")] = None,
-    size: Annotated[list[int] | None, typer.Option(help="pixels of a square image")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="of timm, or a checkpoint's folder")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="pixels of a square image, for models of timm")] = None,
     depth: Annotated[int | None, typer.Option(help="blocks; without it as many as the model has")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="images a batch")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or float16")] = None,
@@ -56,8 +57,10 @@ def main(
     names = [name for given in strategy or ["lvtp"] for name in (ALL if given == "all" else [given])]
     if unknown := set(names) - set(rivals()):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(rivals())}")
-    cases = [Case(*each, depth) for each in product(model or ["vit_small_patch16_224"], size or [512], batch or [1],
-                                                    dtype or ["float32"])]
+    sized: list[tuple[str, int | None]] = []
+    for name in model or ["vit_small_patch16_224"]:
+        sized += [(name, None)] if Path(name).is_dir() else [(name, px) for px in size or [512]]
+    cases = [Case(*each, *rest, depth) for each, *rest in product(sized, batch or [1], dtype or ["float32"])]
     if device != "cpu" and not torch.cuda.is_available():
         raise typer.BadParameter(f"--device {device}: torch finds no such device here")
     rows: list[Measured] = []
@@ -67,7 +70,7 @@ def main(
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(cases))
         for case in cases:
-            label = f"{case.model} {case.size} x {case.batch} {case.dtype}"
+            label = f"{case.name} {case.size or ''} x {case.batch} {case.dtype}"
             rows += measure(case, names, flops_cut or [0.35], turns, device, mode, parts,
                             lambda text, label=label: progress.update(task, description=f"{label}: {text}"))
             torch.compiler.reset()  # the next model is another one: its compiled code is not needed any more

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lvtp_fx import api, latency
 from lvtp_fx.capture import Capture, capture
 from lvtp_fx.cli.timing import Run, in_turn
 from lvtp_fx.models.adapters import timm_segmenter
+from lvtp_fx.models.checkpoint import load_checkpoint
 from lvtp_fx.passes import pipeline
 
 CLASSES = 19
@@ -28,22 +30,33 @@ class Case:
     """One model on one input.
 
     Attributes:
-        size: pixels of a side. depth: blocks, or None for as many as the model has.
+        model: of timm, with random weights and a linear head; or a checkpoint's folder.
+        size: pixels of a side; None for a checkpoint, which has its own.
+        depth: blocks, or None for as many as the model has.
     """
 
     model: str
-    size: int
+    size: int | None
     batch: int
     dtype: str
     depth: int | None = None
 
     def build(self, device: str) -> tuple[nn.Module, torch.Tensor]:
-        """A segmenter with random weights and a linear head, and a batch of images."""
+        """The segmenter, and a batch of images."""
         torch.manual_seed(0)
         dtype = getattr(torch, self.dtype)
-        blocks = {} if self.depth is None else {"depth": self.depth}
-        model = timm_segmenter(self.model, "linear", CLASSES, img_size=self.size, **blocks).to(device, dtype)
-        return model, torch.rand(self.batch, 3, self.size, self.size).to(device, dtype)
+        if self.size is None:
+            model, spec = load_checkpoint(self.model)
+            sides = spec.img_size
+        else:
+            blocks = {} if self.depth is None else {"depth": self.depth}
+            model = timm_segmenter(self.model, "linear", CLASSES, img_size=self.size, **blocks)
+            sides = self.size, self.size
+        return model.to(device, dtype), torch.rand(self.batch, 3, *sides).to(device, dtype)
+
+    @property
+    def name(self) -> str:
+        return Path(self.model).name
 
 
 @dataclass(frozen=True)

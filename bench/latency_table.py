@@ -17,7 +17,7 @@ HEADINGS = ("model", "size", "batch", "dtype", "strategy", "FLOPs saved", "dense
 def cells(row: Measured) -> list[str]:
     """One row, in the order of `HEADINGS`."""
     case = row.case
-    first = [case.model, str(case.size), str(case.batch), case.dtype, row.strategy]
+    first = [case.name, "own" if case.size is None else str(case.size), str(case.batch), case.dtype, row.strategy]
     if row.refused:
         return [*first, row.refused, *[""] * (len(HEADINGS) - len(first) - 1)]
     share = "" if isnan(row.inserted_ms) else f"{row.inserted_ms / row.dense_ms:.1%}"

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,16 @@ from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
+import front
 import key_weights
 import latency
+import latency_run
+import latency_table
 import parts
 import scaling
+
+from lvtp_fx.models.checkpoint import load_checkpoint
+from tests.tiny_checkpoint import write_tiny
 
 TINY = ("--model", "vit_tiny_patch16_224", "--size", "96", "--turns", "3")
 PNG = b"\x89PNG"
@@ -48,6 +55,49 @@ def test_latency_measures_pruned_against_dense_and_shows_refusals(tmp_path: Path
     assert f"{fast['ratio'] * fast['gflops_pruned'] / fast['gflops_dense']:.2f} |" in lines[0]  # the efficiency
     assert "LVTP202" in lines[1]
     assert out.with_suffix(".png").read_bytes().startswith(PNG)
+
+
+def test_a_checkpoint_is_timed_at_its_own_size(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    case = latency_run.Case(str(tmp_path), None, 2, "float32")
+    model, x = case.build("cpu")
+    spec = load_checkpoint(tmp_path)[1]
+    assert x.shape == (2, 3, *spec.img_size)
+    assert model(x).shape[1] == spec.classes
+    assert latency_table.cells(latency_run.Measured(case, "lvtp", 0.2, refused="LVTP"))[:2] == [tmp_path.name, "own"]
+
+
+def rows(strategy: str, *, speeds: tuple[float, ...], changes: tuple[float, ...]) -> tuple[list[Any], list[Any]]:
+    """Of the accuracy bench and of the latency bench, at cuts of 20 and 60 %."""
+    cuts = (0.2, 0.6)
+    accurate = [{"strategy": strategy, "aim": f"cut {cut:g}",
+                 "change": {name: {"value": change} for name in ("miou", "boundary_miou", "boundary_iou")}}
+                for cut, change in zip(cuts, changes, strict=True)]
+    timed = [{"case": {"model": "a/folder"}, "strategy": strategy, "aim": cut, "ratio": speed, "refused": ""}
+             for cut, speed in zip(cuts, speeds, strict=True)]
+    return accurate, timed
+
+
+def test_front_joins_accuracy_and_latency(tmp_path: Path) -> None:
+    accurate, timed = rows("lvtp", speeds=(1.1, 2.0), changes=(0.5, -1.0))
+    for part, more in zip((accurate, timed), rows("other", speeds=(1.2, 1.9), changes=(0.1, -1.5)), strict=True):
+        part += more
+    accurate.append({"strategy": "dense", "aim": "", "change": {}})
+    timed += [{**timed[0], "refused": "LVTP202"}, {**timed[0], "strategy": "not evaluated"}]
+    (tmp_path / "accuracy.json").write_text(json.dumps({"checkpoints": [{"name": "folder", "rows": accurate}]}))
+    (tmp_path / "latency.json").write_text(json.dumps({"title": "on this machine", "rows": timed}))
+    given = ("--accuracy", str(tmp_path / "accuracy.json"), "--latency", str(tmp_path / "latency.json"))
+    text = run(front.main, tmp_path / "front.md", *given, model=())
+    assert text.splitlines()[-4:] == [
+        "| folder | 20% | lvtp | 1.10x | +0.50 / +0.50 / +0.50 |  |",
+        "| folder | 20% | other | 1.20x | +0.10 / +0.10 / +0.10 |  |",
+        "| folder | 60% | lvtp | 2.00x | -1.00 / -1.00 / -1.00 |  |",
+        "| folder | 60% | other | 1.90x | -1.50 / -1.50 / -1.50 | lvtp, 60% |",
+    ]
+    assert (tmp_path / "front.png").read_bytes().startswith(PNG)
+    (tmp_path / "latency.json").write_text(json.dumps({"title": "on this machine", "rows": []}))
+    with pytest.raises(AssertionError, match="the two files share no model"):
+        run(front.main, tmp_path / "front.md", *given, model=())
 
 
 def test_parts_tells_the_inserted_kernels_from_the_models(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -84,11 +85,14 @@ def other_size(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
         assert call().shape == (2, 5, 8, 8)  # an answer, for an image that the model does not take
         return
     with pytest.raises(Exception, match={
-        "LVTP401": "LVTP401 input-does-not-fit", "as the model": "must match the size|shape|size of tensor",
+        "LVTP401": "LVTP401 input-does-not-fit", "as the model": "must match the size of tensor b|is not broadcastable",
         "refused": "Guard failed|Got invalid dimensions",
     }[cell]) as caught:
         call()
     assert cell == "LVTP401" or "LVTP401" not in str(caught.value)
+    if cell == "as the model":
+        with pytest.raises(RuntimeError, match="must match the size of tensor b"):
+            it.model(torch.zeros(2, 3, 64, 64))
 
 
 def gradients(name: str, run: Run, it: Made, folder: Path, cell: str) -> None:
@@ -109,6 +113,9 @@ SCRIPTS = {
             "s = onnxruntime.InferenceSession('model.onnx')\n"
             "run = lambda x: [torch.from_numpy(y) for y in s.run(None, {s.get_inputs()[0].name: x.numpy()})]",
     "torch.compile": "import torch; run = torch.load('model.pt', weights_only=False)",
+    "backend": "import torch; run = torch.compile(torch.nn.Identity(), backend='lvtp_fx', options={'inner': 'eager'})\n"
+               "with torch.no_grad(): run(torch.zeros(2, 3, 32, 32))\n"
+               "run = lambda x: [torch.load('case.pt')[1]]",
 }
 REST = """
 import sys
@@ -126,8 +133,8 @@ def without_lvtp_fx(name: str, run: Run, it: Made, folder: Path, cell: str) -> N
     x = picture(3, seed=5)
     torch.save((x, it.expected(x)[0]), folder / "case.pt")
     torch.save(it.shown, folder / "model.pt")
-    if name not in SCRIPTS:  # the backend is this package; a state dict is no program
-        assert cell == "no"
+    if cell == "no program":
+        assert name not in SCRIPTS
         return
     done = subprocess.run([sys.executable, "-c", SCRIPTS[name] + REST], cwd=folder, capture_output=True, text=True)
     assert ("it ran" in done.stdout) == (cell == "yes"), done.stderr
@@ -168,12 +175,15 @@ def test_the_table_has_these_rows_and_columns_and_no_others() -> None:
 # Segmenters of the zoo, pruned in rounds.
 
 
-@pytest.mark.parametrize("head", ["linear", "mask"])
-def test_onnx_of_attention_with_a_mask_that_is_trained(tmp_path: Path, head: str) -> None:
-    entry = ZOO["beit_base_patch16_224"]
-    fast = lvtp_fx.transform(entry.build(head), (entry.image(),))
-    ship.save_onnx(fast, (entry.image(1),), tmp_path / "beit.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "beit.onnx")
+@pytest.mark.parametrize(("name", "head", "cut"), [
+    ("beit_base_patch16_224", "linear", 0.35), ("beit_base_patch16_224", "mask", 0.35),  # a mask that is trained
+    ("vit_small_patch16_dinov3", "dpt", 0.2),  # a rotary embedding; four taps
+])
+def test_onnx_of_what_is_gathered_beside_the_tokens(tmp_path: Path, name: str, head: str, cut: float) -> None:
+    entry = ZOO[name]
+    fast = lvtp_fx.transform(entry.build(head), (entry.image(),), flops_cut=cut)
+    ship.save_onnx(fast, (entry.image(1),), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (image,) = session.get_inputs()
     assert (image.name, image.shape) == ("image", ["batch", 3, *entry.image().shape[2:]])
     assert [(one.name, one.shape[0]) for one in session.get_outputs()] == [("output", "batch")]
@@ -193,7 +203,22 @@ def test_exported_rotary_embedding_keeps_the_tokens_places(tmp_path: Path) -> No
         assert relative(run(x), fast(x)) < 1e-5
 
 
-# The program of docs/deploy.md.
+# The program of docs/deploy.md, and what it says of sizes.
+
+
+@needs_compiler
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_package_checks_its_inputs_where_it_is_told_to(
+    folder: Path, route: Callable[[str], Run], checked: bool
+) -> None:
+    route("AOTInductor")
+    script = SCRIPTS["AOTInductor"] + "; print(tuple(run(torch.zeros(2, 3, 64, 64))[0].shape))"
+    switch = {"AOTI_RUNTIME_CHECK_INPUTS": "1"} if checked else {}
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, **switch})
+    assert (done.returncode != 0) == checked
+    assert ("(2, 5, 8, 8)" in done.stdout) != checked
+    assert not checked or "dim" in done.stderr
 
 
 @needs_compiler

@@ -12,8 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from lvtp_fx.cli.main import app
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 300  # a limit for what hangs
 EVAL = ("eval", "tiny", "--data", "scenes:6", "--keep-ratio", "0.6", "--sites", "0,1", "--save", "maps", "--json")
 # With 50 passes another schedule is found: who counts them wrongly, is seen.
+PREDICT = ("predict", "tiny", "--keep-ratio", "0.6", "--sites", "0,1", "--images", "photos")
 CALIBRATE = ("calibrate", "tiny", "--data", "scenes:5", "--flops-cut", "0.2", "--passes", "40", "--labels")
 
 
@@ -101,6 +104,18 @@ def test_calibrate_finds_the_same_schedule(one: tuple[Path, str], folder: Path, 
     text = torchrun(folder, "lvtp_fx.cli.main", *CALIBRATE, "--out", "schedule.json", processes=processes)
     assert text.count("written: schedule.json") == 1
     assert (folder / "schedule.json").read_bytes() == (one[0] / "schedule.json").read_bytes()
+
+
+def test_predict_writes_the_same_maps(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 40 + i, 3), dtype=np.uint8)).save(folder / f"photos/{i}.png")
+    alone(folder, *PREDICT, "--out", "one")
+    text = torchrun(folder, "lvtp_fx.cli.main", *PREDICT, "--out", "two")
+    assert text.count("written: 5 label maps in two") == 1
+    assert len(label_maps(folder / "two")) == 5
+    assert label_maps(folder / "two") == label_maps(folder / "one")
 
 
 @pytest.fixture(scope="module")

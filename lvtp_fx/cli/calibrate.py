@@ -11,9 +11,9 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.eval import Data, Split
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions, read_config, write_config
 from lvtp_fx.cli.output import bar, print_json, print_notes, step
+from lvtp_fx.cli.source import Data, Split
 from lvtp_fx.models.datasets import open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.named import Named

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,33 +12,21 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.label_maps import LabelMaps, origin
-from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
+from lvtp_fx.cli.label_maps import LabelMaps, check_classes, origin
+from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
+from lvtp_fx.cli.source import Data, Source, Split, labelled, unlabelled
 from lvtp_fx.errors import Code, LvtpError
-from lvtp_fx.models.datasets import Labelled, open_dataset
-from lvtp_fx.models.images import find_images, read_image
+from lvtp_fx.models.datasets import Labelled
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.named import Named
-from lvtp_fx.models.palette import PALETTE_SIZE, Palette
 from lvtp_fx.ranks import joined, reproducible
-
-DATA = "Labelled images: camvid:DIR, voc:DIR, cityscapes:DIR, ade20k:DIR, or scenes:COUNT (drawn)."
-SPLIT = "Part of the data; without it the validation split."
-Data = Annotated[str | None, typer.Option(help=DATA)]
-Split = Annotated[str | None, typer.Option(help=SPLIT)]
 
 
 @command
 def evaluate(
-    model: ModelOptions, pruning: PruningOptions, data: Data = None, split: Split = None,
+    model: ModelOptions, pruning: PruningOptions, windows: WindowOptions, data: Data = None, split: Split = None,
     images: Images = None, limit: Limit = None,
-    stride: Annotated[int | None, typer.Option(
-        min=1, help="Move a window of the model's size over each image by this many px; without it the whole image is "
-        "resized to the model's size.")] = None,
-    short_side: Annotated[int | None, typer.Option(
-        min=1, help="With --stride: resize each image's short side to this many px first.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="With --stride: windows that are run at a time.")] = 1,
     at_model_size: Annotated[bool, typer.Option(
         "--at-model-size", help="Resize images and labels to the model's size, and score there.")] = False,
     save: Annotated[Path | None, typer.Option(
@@ -59,27 +47,21 @@ def evaluate(
         raise typer.BadParameter("give either --data or --images", param_hint="--data")
     if resume and save is None:
         raise typer.BadParameter("only together with --save", param_hint="--resume")
-    if batch > 1 and stride is None:
-        raise typer.BadParameter("only together with --stride: whole images go one at a time", param_hint="--batch")
-    config = pruning.load()
+    config, options = pruning.load(), windows.given()
     if save is not None:
         check_writable(save / "dense" / "0.png")
     with step("find images"):
-        source = _labelled(data, split) if data is not None else _unlabelled(find_images(images or []))
+        source = labelled(data, split) if data is not None else unlabelled(images or [])
     with step(f"load {model.model}"):
         named = model.load()
         device = torch.device(named.device)
         reproducible(device)
-    options = {"stride": stride, "short_side": short_side, "batch_size": batch}
-    try:
-        dense = named.predictor(**options)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    dense = windows.predictor(named)
     with step("transform"):
         fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
         classes = named.count_classes()
-    if save is not None and classes > PALETTE_SIZE:
-        raise typer.BadParameter(f"a PNG holds {PALETTE_SIZE} classes, the model has {classes}", param_hint="--save")
+    if save is not None:
+        check_classes(classes, "--save")
     if source.data.classes not in (None, classes):
         raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
     if at_model_size and isinstance(source.data, Labelled):
@@ -91,7 +73,8 @@ def evaluate(
     if save is not None:
         with step("take stock of the model"):
             coloured = replace(named, colours=named.colours or source.data.colours)
-            kept = LabelMaps(save, coloured.palette(classes), origin(named, fast, **options))
+            kept = LabelMaps((save / "dense", save / "pruned"), coloured.palette(classes),
+                             origin(named, fast, **options))
     with joined(device) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"score {len(own)} of {count} images", total=len(own)):
@@ -112,40 +95,6 @@ def evaluate(
                 meter.add(other)
         names = named.class_names or source.data.class_names
         _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, names, as_json)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images by number, with their names, which differ; a label with each image, or None."""
-
-    ids: tuple[str, ...]
-    data: Labelled | Files
-
-
-class Files:
-    """Images without labels, of which nothing else is known either."""
-
-    classes: int | None = None
-    ignore_index: int | None = None
-    class_names: tuple[str, ...] = ()
-    colours: Palette | None = None
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, None]:
-        return read_image(self.paths[index]), None
-
-
-def _labelled(name: str, split: str | None) -> Source:
-    data = open_dataset(name, split)
-    return Source(data.ids, data)
-
-
-def _unlabelled(paths: Sequence[Path]) -> Source:
-    names = [path.stem for path in paths]
-    unique = len(set(names)) == len(names)
-    return Source(tuple(name if unique else f"{i:04d}_{name}" for i, name in enumerate(names)), Files(paths))
 
 
 def _score(maps: Sequence[torch.Tensor], label: torch.Tensor | None, meters: Sequence[SegmentationMeter]) -> None:

@@ -1,4 +1,4 @@
-"""Label maps of both models in a folder. Each says what it was made from, so that a run that was stopped can go on."""
+"""Label maps in folders. Each says what it was made from, so that a run that was stopped can go on."""
 
 from __future__ import annotations
 
@@ -8,42 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import fx
 
 from lvtp_fx.digest import digest, digest_of
 from lvtp_fx.models.named import Named
-from lvtp_fx.models.palette import Palette, read_labels, save_labels
-
-MODELS = ("dense", "pruned")
+from lvtp_fx.models.palette import PALETTE_SIZE, Palette, read_labels, save_labels
 
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """FOLDER/dense/NAME.png and FOLDER/pruned/NAME.png.
+    """FOLDER/NAME.png, in a folder a model.
 
     Attributes:
         origin: `origin` of the run: with the image, all that its maps depend on.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     palette: Palette
     origin: str
 
     def load(self, name: str, image: torch.Tensor) -> list[torch.Tensor] | None:
-        """Both maps, int64 [H, W], where they are there and were made from the same; else None."""
+        """Each model's map, int64 [H, W], where all are there and were made from the same; else None."""
         about = self._about(image)
         maps = [read_labels(path, about) for path in self._paths(name)]
         found = [each for each in maps if each is not None]
         return found if len(found) == len(maps) else None
 
     def save(self, name: str, image: torch.Tensor, maps: Sequence[torch.Tensor]) -> None:
-        """Write both maps, int64 [H, W] each."""
+        """Write each model's map, int64 [H, W]."""
         about = self._about(image)
         for path, labels in zip(self._paths(name), maps, strict=True):
             save_labels(path, labels, self.palette, about)
 
     def _paths(self, name: str) -> list[Path]:
-        return [self.folder / model / f"{name}.png" for model in MODELS]
+        return [folder / f"{name}.png" for folder in self.folders]
 
     def _about(self, image: torch.Tensor) -> str:
         return digest_of(self.origin, [image])
@@ -57,3 +56,13 @@ def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
         options: of the predictor.
     """
     return digest(fast, named.device, sorted(options.items()), named.inputs(1))
+
+
+def check_classes(classes: int, option: str) -> None:
+    """Whether their maps can be written.
+
+    Raises:
+        typer.BadParameter: more than a PNG holds.
+    """
+    if classes > PALETTE_SIZE:
+        raise typer.BadParameter(f"a PNG holds {PALETTE_SIZE} classes, the model has {classes}", param_hint=option)

@@ -8,7 +8,7 @@ from __future__ import annotations
 try:
     import typer
 
-    from lvtp_fx.cli import bench, calibrate, demo, eval, explain, transform, verify
+    from lvtp_fx.cli import bench, calibrate, demo, eval, explain, predict, transform, verify
     from lvtp_fx.cli.command import Commands
 except ImportError as error:
     raise ImportError("the command line needs more than torch: pip install 'lvtp_fx[cli]'") from error
@@ -23,7 +23,8 @@ app = typer.Typer(
          "Exit codes: 0 done, 1 what was checked does not hold, 2 refused or wrong usage.",
 )
 for function in (
-    demo.demo, explain.explain, transform.transform, verify.verify, bench.bench, eval.evaluate, calibrate.calibrate,
+    demo.demo, explain.explain, transform.transform, verify.verify, bench.bench, predict.predict, eval.evaluate,
+    calibrate.calibrate,
 ):
     app.command("eval" if function is eval.evaluate else function.__name__)(function)
 

@@ -17,6 +17,7 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.adapters import Head
 from lvtp_fx.models.decoders import HEADS
 from lvtp_fx.models.named import Named, load_named
+from lvtp_fx.models.predict import Predictor
 from lvtp_fx.models.preprocess import Size
 from lvtp_fx.models.request import FORMS, Request
 from lvtp_fx.ranks import own_device
@@ -51,6 +52,7 @@ def size_of(text: str) -> Size:
 
 
 _of_model = partial(typer.Option, rich_help_panel="Model")  # a heading of --help
+_of_windows = partial(typer.Option, rich_help_panel="Windows")
 _of_pruning = partial(typer.Option, rich_help_panel="Pruning")
 
 
@@ -144,6 +146,39 @@ class PruningOptions:
         """
         base = read_config(self.config) if self.config is not None else None
         return resolve(base, self.overrides())
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How images get into a model of another size."""
+
+    stride: Annotated[int | None, _of_windows(
+        min=1, help="Move a window of the model's size over each image by this many px; without it the whole image is "
+        "resized to the model's size.")] = None
+    short_side: Annotated[int | None, _of_windows(
+        min=1, help="With --stride: resize each image's short side to this many px first.")] = None
+    batch: Annotated[int, _of_windows(min=1, help="With --stride: windows that are run at a time.")] = 1
+
+    def given(self) -> dict[str, int | None]:
+        """What a predictor is made with, by its own names.
+
+        Raises:
+            typer.BadParameter: a batch of whole images.
+        """
+        if self.batch > 1 and self.stride is None:
+            raise typer.BadParameter("only together with --stride: whole images go one at a time", param_hint="--batch")
+        return {"stride": self.stride, "short_side": self.short_side, "batch_size": self.batch}
+
+    def predictor(self, named: Named) -> Predictor:
+        """The dense model's.
+
+        Raises:
+            typer.BadParameter: what does not go with the model's size.
+        """
+        try:
+            return named.predictor(**self.given())
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
 
 
 def read_config(path: Path) -> Config:

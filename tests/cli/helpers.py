@@ -12,7 +12,7 @@ from lvtp_fx.models.named import Named, load_named
 from lvtp_fx.models.request import Request
 
 MODEL = "users_own:model"
-COMMANDS = ("demo", "explain", "transform", "verify", "bench", "eval", "calibrate")
+COMMANDS = ("demo", "explain", "transform", "verify", "bench", "predict", "eval", "calibrate")
 Call = Callable[..., Result]
 COLOURS = [[10 * i, 3, 200] for i in range(5)]
 

@@ -1,0 +1,76 @@
+"""`lvtp-fx predict`: label maps of images, by the pruned model alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, cast
+
+import torch
+import typer
+
+import lvtp_fx
+from lvtp_fx.cli.command import check_writable, command
+from lvtp_fx.cli.label_maps import LabelMaps, check_classes, origin
+from lvtp_fx.cli.options import Json, Limit, ModelOptions, PruningOptions, WindowOptions
+from lvtp_fx.cli.output import print_json, print_notes, step, track
+from lvtp_fx.cli.source import unlabelled
+from lvtp_fx.ranks import joined, reproducible
+
+
+@command
+def predict(
+    model: ModelOptions, pruning: PruningOptions, windows: WindowOptions,
+    images: Annotated[list[Path], typer.Option(
+        metavar="PATH", help="An image, or a folder of images; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for the label maps.")], limit: Limit = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on where a run was stopped: label maps that are there are not made again, where they were "
+        "made from the same image by the same model with the same options.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a label map for each image: a PNG of the image's size that shows colours and holds classes.
+
+    Only the pruned model runs; --keep-ratio 1 is the dense one. Under torchrun the images are shared out; the label
+    maps are the same.
+
+    Example: lvtp-fx predict hf:my_segmenter --images photos/ --out maps/ --flops-cut 0.45
+    """
+    config, options = pruning.load(), windows.given()
+    check_writable(out / "0.png")
+    with step("find images"):
+        source = unlabelled(images)
+    with step(f"load {model.model}"):
+        named = model.load()
+        device = torch.device(named.device)
+        reproducible(device)
+    predictor = windows.predictor(named)
+    with step("transform"):
+        fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
+        classes = named.count_classes()
+    check_classes(classes, "--out")
+    run = replace(predictor, run=fast)
+    with step("take stock of the model"):
+        maps = LabelMaps((out,), named.palette(classes), origin(named, fast, **options))
+    count = min(limit or len(source.ids), len(source.ids))
+    made = 0
+    with joined(device) as ranks:
+        own = range(ranks.rank, count, ranks.world)
+        for i in track(own, f"predict {len(own)} of {count} images", total=len(own)):
+            image, _ = source.data[i]
+            if not resume or maps.load(source.ids[i], image) is None:
+                maps.save(source.ids[i], image, run([image]))
+                made += 1
+        made = sum(ranks.gather(made))
+    if not ranks.first:
+        return
+    report = cast(lvtp_fx.Report, fast.report)
+    notes = [*named.notes, *report.notes]
+    if as_json:
+        print_json({"model": named.name, "images": count, "made": made, "out": str(out), "flops_cut": report.flops_cut,
+                    "notes": notes})
+        return
+    typer.echo(f"GFLOPs an image or window: {report.gflops_dense:.3f} -> {report.gflops_pruned:.3f} "
+               f"({-report.flops_cut:+.1%})")
+    typer.echo(f"written: {made} label maps in {out}" + (f", {count - made} were there" if made < count else ""))
+    print_notes(notes)
