@@ -24,6 +24,7 @@ from lvtp_fx.plan import Plan
 from lvtp_fx.record import RECORD, Record, is_transformed
 from lvtp_fx.report import Report
 from lvtp_fx.summarise import summarise
+from lvtp_fx.unread import carry
 
 
 def transform(
@@ -55,6 +56,7 @@ def transform(
     captured = prepared.captured
     report = summarise(plan, captured, prepared.dense_flops, _flops(captured, module))
     module.meta[RECORD] = plan.record or Record(options)
+    carry(module, captured.unread)
     setattr(module, "report", report)  # noqa: B010  (mypy takes attributes of modules for tensors)
     # deepcopy of a GraphModule keeps only the attributes named here.
     module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}

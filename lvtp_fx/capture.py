@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from lvtp_fx.capture_refusals import (
 from lvtp_fx.fold_masks import fold_masks
 from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.twin import left_alone, twin
+from lvtp_fx.unread import unread
 
 aten = torch.ops.aten
 
@@ -46,6 +47,7 @@ class Capture:
         note: why the batch size is fixed, or "".
         thawed: parameters that `torch.no_grad()` keeps from training in the model, and nothing does in the graph.
         read: buffers whose values Python asked for; what it then did is fixed in the graph.
+        unread: the model's parameters and buffers that the graph does not read, by name.
     """
 
     module: fx.GraphModule
@@ -55,6 +57,7 @@ class Capture:
     note: str = ""
     thawed: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
+    unread: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -124,7 +127,9 @@ def _finish(
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
-    return Capture(_clean(module), BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program), read)
+    cleaned = _clean(module)
+    return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program), read,
+                   unread(module, cleaned))
 
 
 def _thawed(program: ExportedProgram) -> tuple[str, ...]:

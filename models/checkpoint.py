@@ -126,7 +126,7 @@ def save_checkpoint(
     """Write a folder that `load_checkpoint` reads, and the command line, as a model. The folder is made if missing.
 
     Args:
-        model: the segmenter (not a transformed one: it lacks the parameters that its graph does not read).
+        model: the segmenter, or what was made of it by `lvtp_fx.transform`: both have the same state dict.
         card: the content of model.json, as `build` takes it; what else is in it is kept.
         dtype: what floating-point weights are stored as, e.g. torch.float16; None: what they are.
 

@@ -97,7 +97,7 @@ def safetensors(it: Made, folder: Path) -> Run:
         for parameter in other.parameters():
             parameter.zero_()
     fast = lvtp_fx.transform(other, (picture(),), **OPTIONS)
-    load_model(fast, str(folder / "model.safetensors"), strict=False)  # the file has what the form does not read
+    load_model(fast, str(folder / "model.safetensors"))
     return of_tuple(showing_tokens(fast))
 
 

@@ -88,6 +88,17 @@ def test_the_users_model_is_unchanged_and_its_parameters_are_shared(case: Cases,
 
 
 @pytest.mark.parametrize(("name", "head"), ZOO_FULL)
+def test_a_checkpoint_of_one_is_a_checkpoint_of_the_other(case: Cases, name: str, head: str) -> None:
+    it = case(name, head)
+    state = it.fast.state_dict()
+    assert state.keys() == it.state.keys()
+    for key, value in it.state.items():
+        assert torch.equal(state[key], value), key
+    it.model.load_state_dict(state)
+    it.fast.load_state_dict(it.state)
+
+
+@pytest.mark.parametrize(("name", "head"), ZOO_FULL)
 def test_the_wanted_cut_is_reached_and_not_by_far_exceeded(case: Cases, name: str, head: str) -> None:
     report = case(name, head).fast.report
     # One token more at every site would miss it: with 64 tokens that is a coarse step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from shutil import which
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 import lvtp_fx
 from lvtp_fx import ship
@@ -243,25 +244,53 @@ def test_a_package_runs_in_cpp(it: Made, folder: Path, route: Callable[[str], Ru
 
 def test_a_state_dict_loads_into_the_dense_and_into_the_transformed_model(it: Made, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
-    save_file({name: tensor + 0.01 for name, tensor in it.model.state_dict().items()}, file)
+    save_file({name: tensor + 0.01 if tensor.is_floating_point() else ~tensor
+               for name, tensor in it.model.state_dict().items()}, file)
     state = load_file(file)
     fresh = vit(fused)
     fast = lvtp_fx.transform(fresh, (picture(),), **OPTIONS)
     dense_keys, fast_keys = set(fresh.state_dict()), set(fast.state_dict())
-    assert fast_keys == dense_keys - UNUSED
+    assert fast_keys == dense_keys
+    assert {name for name, _ in fast.named_parameters()} | {name for name, _ in fast.named_buffers()} \
+        == dense_keys - UNREAD
     before = fast(picture())
-    load_model(fast, file, strict=not UNUSED)
+    load_model(fast, file)
     for name, tensor in fast.state_dict().items():
         assert torch.equal(tensor, state[name]), name
         assert fresh.state_dict()[name].data_ptr() == tensor.data_ptr()
     assert relative(fast(picture()), before) > 1e-3
+    save_model(fast, tmp_path / "fast.safetensors")
+    load_model(vit(fused), tmp_path / "fast.safetensors")
     other = vit(fused)
     other.load_state_dict(state)
     assert relative(lvtp_fx.transform(other, (picture(),), **OPTIONS)(picture()), fast(picture())) < 1e-6
 
 
+def test_a_state_dict_with_what_is_not_read_is_checked_as_the_models() -> None:
+    model = vit(fused)
+    fast = lvtp_fx.transform(model, (picture(),), **OPTIONS)
+    name = "blocks.0.attention.q_norm.weight"
+    assert name in UNREAD
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    twin = copy.deepcopy(fast)
+    twin.load_state_dict({**state, name: state[name] + 1})
+    assert torch.equal(twin.state_dict()[name], state[name] + 1)  # and the copy's is another than the model's
+    assert torch.equal(model.state_dict()[name], state[name])
+    within = torch.nn.Sequential(fast)
+    within.load_state_dict({f"0.{key}": value for key, value in state.items()})
+    for wrong, text in (
+        ({**state, name: torch.zeros(3)}, rf"size mismatch for {name}: the state dict has \(3,\), the model \(16,\)"),
+        ({key: value for key, value in state.items() if key != name}, f'Missing key.*"{name}"'),
+        ({**state, "another": torch.zeros(3)}, 'Unexpected key.*"another"'),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            fast.load_state_dict(wrong)
+        with pytest.raises(RuntimeError, match=text.replace(name, f"0.{name}").replace("another", "0.another")):
+            within.load_state_dict({f"0.{key}": value for key, value in wrong.items()})
+
+
 # Of the attention of tests/tiny.py: parameters that its fused form does not read.
-UNUSED = {
+UNREAD = {
     f"blocks.{i}.attention.{name}" for i in range(3)
     for name in ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias", "temperature", "bias_table",
                  "heads_mix", "allowed")
