@@ -56,7 +56,7 @@ def transform(
     captured = prepared.captured
     report = summarise(plan, captured, prepared.dense_flops, _flops(captured, module))
     module.meta[RECORD] = plan.record or Record(options)
-    carry(module, captured.unread)
+    carry(module, captured.unread, captured.module)
     setattr(module, "report", report)  # noqa: B010  (mypy takes attributes of modules for tensors)
     # deepcopy of a GraphModule keeps only the attributes named here.
     module.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}

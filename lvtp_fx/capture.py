@@ -29,11 +29,13 @@ from lvtp_fx.capture_refusals import (
     refuse_free_sizes,
 )
 from lvtp_fx.fold_masks import fold_masks
+from lvtp_fx.one_image import differs_alone
 from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.twin import left_alone, twin
-from lvtp_fx.unread import unread
+from lvtp_fx.unread import leave_out_constants, unread
 
 aten = torch.ops.aten
+_UNBOUNDED = 1 << 31  # export writes no upper bound as a larger number than this, or as infinity
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,21 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             raise cannot_copy(model, error) from error
         try:
-            free = _finish(*_exported(copied, *wide, dynamic=True), *wide, "")
+            program, read = _exported(copied, *wide, dynamic=True)
+            free = _finish(program, read, *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
-            if not free.note or batch_size(*wide) == batch_size(args, kwargs):
+            batch = batch_size(args, kwargs)
+            alone = batch_size(*wide) != batch  # one image was captured as two
+            if any(bounds.upper < _UNBOUNDED for bounds in program.range_constraints.values()):
+                note = f"the batch size is fixed at {batch}: the model does something else with more images"
+            elif alone and not free.note and differs_alone(copied, free.module, args, kwargs):
+                note = "the batch size is fixed at 1: the model does something else with several images"
+            elif not free.note or not alone:
                 return free
-            note = f"the batch size is fixed at {batch_size(args, kwargs)}: the captured graph was specialised to it"
+            else:
+                note = f"the batch size is fixed at {batch}: the captured graph was specialised to it"
         try:
             program, read = _exported(copied, args, kwargs, dynamic=False)
         except Exception as error:
@@ -127,9 +137,10 @@ def _finish(
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
-    cleaned = _clean(module)
+    cleaned, names = _clean(module), program.state_dict.keys()
+    leave_out_constants(cleaned, names)
     return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program), read,
-                   unread(module, cleaned))
+                   unread(module, cleaned, names))
 
 
 def _thawed(program: ExportedProgram) -> tuple[str, ...]:

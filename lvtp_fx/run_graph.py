@@ -28,10 +28,16 @@ class Tap(fx.Interpreter):
 def run_flat(
     interpreter: fx.Interpreter, module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run an interpreter on a module's inputs as the module itself takes them; buffers are left as they were."""
+    """Run an interpreter on a module's inputs as the module itself takes them; these, and buffers, are left as they
+    were, also where the graph writes into them."""
     with torch.no_grad(), kept_state(module):
-        flat = interpreter.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
+        flat = interpreter.run(*cloned(flat_inputs(module, args, kwargs)), enable_io_processing=False)
     return module.graph.process_outputs(flat)
+
+
+def cloned(inputs: Any) -> Any:
+    """The same with other tensors of the same values, for what may write into them."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
 
 
 def flat_inputs(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvtp_fx.rebind import rebind_functions
+
 _CONTAINERS = (dict, list, set)
 
 
@@ -22,18 +24,20 @@ def twin(model: nn.Module) -> nn.Module:
     It shares every tensor with the model, also those in plain lists and dicts, and what hooks write into. Eval mode is
     set as a flag: a `train()` of the user's own may merge weights or freeze parameters, and those are the model's.
     """
-    shared = {id(t): t for t in chain(model.parameters(), model.buffers(), _loose_tensors(model))}
-    copied = copy.deepcopy(model, {**shared, **{id(held): held for held in _held_by_hooks(model)}})
+    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers(), _loose_tensors(model))}
+    memo |= {id(held): held for held in _held_by_hooks(model)}
+    copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         module.training = False
+        rebind_functions(module, memo)
     return copied
 
 
 @contextmanager
 def left_alone(model: nn.Module) -> Iterator[None]:
-    """Put back what hooks of the model, or of its twin, write into, and empty the caches of functions beside its
-    classes that were filled meanwhile: tracing leaves fake tensors in both."""
-    held = [(container, copy.copy(container)) for container in _held_by_hooks(model)]
+    """Put back what hooks of the model, or of its twin, write into, and tables in and beside its classes, and empty the
+    caches of functions there that were filled meanwhile: tracing leaves fake tensors in all of them."""
+    held = [(container, copy.copy(container)) for container in (*_held_by_hooks(model), *_tables(model))]
     caches = [(cache, cache.cache_info().misses) for cache in _caches(model)]
     try:
         yield
@@ -94,10 +98,19 @@ def _reach(function: Callable[..., Any]) -> Iterator[Any]:
 
 def _caches(model: nn.Module) -> list[_lru_cache_wrapper[Any]]:
     """Functions under `functools.cache` and `lru_cache` in the modules of the model's classes, and in these."""
+    return [value for value in _beside(model) if isinstance(value, _lru_cache_wrapper)]
+
+
+def _tables(model: nn.Module) -> list[Any]:
+    """Dicts, lists and sets there."""
+    return [value for value in _beside(model) if type(value) in _CONTAINERS]
+
+
+def _beside(model: nn.Module) -> list[Any]:
+    """What stands in the model's classes and in the modules of these, under names that are not Python's own."""
     classes = {kind for module in model.modules() for kind in type(module).__mro__
                if kind.__module__.partition(".")[0] not in ("torch", "builtins")}
     spaces = [*map(vars, classes), *(vars(sys.modules[name]) for name in {kind.__module__ for kind in classes}
                                      if name in sys.modules)]
-    found = {id(value): value for space in spaces for value in list(space.values())
-             if isinstance(value, _lru_cache_wrapper)}
+    found = {id(value): value for space in spaces for name, value in list(space.items()) if not name.startswith("__")}
     return list(found.values())

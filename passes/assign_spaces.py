@@ -30,15 +30,25 @@ class AssignSpaces:
         assert plan.trunk is not None
         spaces: dict[fx.Node, int] = {}
         born, reducible = births(plan), plan.reducible
+        others = {match.node for match in plan.attentions if _reads_other_tokens(plan, match.node, reducible)}
         for node in plan.graph_module.graph.nodes:
             spaces[node] = 0
             flow = plan.flows[node]
-            if node in reducible and not flow.full:
+            if node in reducible and node not in others and not flow.full:
                 spaces[node] = max(
                     (seen(operand, spaces, born) for operand, label in flow.uses.items()
                      if plan.trunk.grid in grids(label)), default=0,
                 )
         return replace(plan, spaces=spaces)
+
+
+def _reads_other_tokens(plan: Plan, attention: fx.Node, reducible: frozenset[fx.Node]) -> bool:
+    """Whether keys or values are of tokens that are not the trunk's, though on a grid of the same size (of a second
+    image, say): all of them are there to be attended to, whatever lives on of the trunk's."""
+    assert plan.trunk is not None
+    uses = plan.flows[attention].uses
+    return any(isinstance(n, fx.Node) and n not in reducible and n in uses
+               and plan.trunk.grid in grids(uses[n]) for n in attention.args[1:3])
 
 
 def sites_by_state(plan: Plan) -> dict[fx.Node, int]:

@@ -10,7 +10,7 @@ from torch import fx
 
 from lvtp_fx import provenance
 from lvtp_fx.errors import Code, LvtpError
-from lvtp_fx.passes.axes.label import grids, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_axes, token_factor
 from lvtp_fx.passes.find_image import find_image
 from lvtp_fx.passes.residual_streams import chains, grid_of, later_streams, other_streams, value_graph
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
@@ -70,6 +70,8 @@ def _self_attentions(plan: Plan) -> tuple[list[AttentionMatch], list[Miss]]:
             misses.append(_miss(match, "its keys are not the tokens of a patch grid (a window, or channels)", 3))
         elif rows is None:
             misses.append(_miss(match, "its queries are not the tokens of the grid (cross-attention)", 3))
+        elif not any(has_kind(axis, Kind.BATCH) for axis in q):
+            misses.append(_miss(match, "its images are taken out of the batch, one by one", 3))
         elif rows != columns:
             misses.append(_miss(match, "its queries and keys run over different tokens", 3))
         else:

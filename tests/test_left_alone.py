@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -212,3 +212,82 @@ def test_a_hook_around_a_block_does_not_hide_the_stream() -> None:
     hooked = lvtp_fx.explain(model, (picture(),), keep_ratio=0.5)
     assert [block.path for block in hooked.blocks] == [block.path for block in plain.blocks]
     assert hooked.flops_cut == plain.flops_cut
+
+
+class Extractor(nn.Module):
+    """Reads a block's output by a hook that closes over it, as feature extractors are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head, self.found = vit(fused), nn.Linear(C, 5), dict[str, torch.Tensor]()
+        self.backbone.blocks[1].register_forward_hook(self.keep("middle"))
+
+    def keep(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            self.found[name] = output
+
+        return hook
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.backbone(x)
+        return y + self.head(self.found["middle"]).transpose(1, 2).unflatten(2, (8, 8))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_hook_that_closes_over_the_model_writes_into_the_twin(used: bool) -> None:
+    model = randomise(Extractor(), seed=0).eval()
+    before = model(picture(seed=9)) if used else None
+    found = dict(model.found)
+    fast = lvtp_fx.transform(model, (picture(),), flops_cut=0)
+    assert model.found == found
+    assert before is None or model.found["middle"] is found["middle"]
+    assert torch.equal(fast(picture()), model(picture()))
+    fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5, sites=(0,), rounds=1)
+    assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-6
+
+
+def test_a_wrapped_method_is_the_twins() -> None:
+    """Its parameters stay parameters, and a mode of training stays with the user's model."""
+    model = vit(fused)
+    for block in model.blocks:
+        block.mlp.insert(1, nn.Dropout(0.5))
+        block.forward = (lambda forward: lambda x: forward(x) * 1.0)(block.forward)
+    model.train()
+    fast = lvtp_fx.transform(model, (picture(),), flops_cut=0)
+    assert model.training
+    assert torch.equal(fast(picture()), model.eval()(picture()))
+    names = {name for name, _ in model.named_parameters()}
+    assert {name for name, _ in fast.named_parameters()} == {name for name in names if name in fast.state_dict()
+                                                             and not name.endswith(UNREAD)}
+
+
+UNREAD = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias", "temperature", "bias_table", "heads_mix")
+TABLE: dict[int, torch.Tensor] = {}
+
+
+class Tabled(TinyViT):
+    """Keeps tables in a dict of its module, and in one of its class."""
+
+    table: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        x = super().features(image)
+        for known in (TABLE, self.table):
+            if x.shape[1] not in known:
+                known[x.shape[1]] = torch.linspace(0, 1, x.shape[1], dtype=x.dtype)[:, None]
+            x = x + known[x.shape[1]]
+        return x
+
+
+def test_tables_beside_a_model_hold_no_fake_tensor_afterwards() -> None:
+    model = randomise(Tabled([PreNorm(Attention(fused)) for _ in range(2)]), seed=0).eval()
+    fast = lvtp_fx.transform(model, (picture(),), flops_cut=0)
+    assert not TABLE
+    assert not Tabled.table
+    output = model(picture())
+    assert type(output) is torch.Tensor
+    assert torch.equal(fast(picture()), output)
+    kept = TABLE[64]
+    lvtp_fx.transform(model, (picture(),), flops_cut=0)
+    assert list(TABLE) == [64]
+    assert TABLE[64] is kept

@@ -289,6 +289,30 @@ def test_a_state_dict_with_what_is_not_read_is_checked_as_the_models() -> None:
             within.load_state_dict({f"0.{key}": value for key, value in wrong.items()})
 
 
+class Normalising(torch.nn.Module):
+    """Holds one tensor as a plain attribute, makes another one on the way, and has a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit, self.mean = vit(fused), torch.full((1, 3, 1, 1), 0.5)
+        self.register_buffer("shift", torch.ones(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.vit((x - self.mean) * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1) + self.shift)  # type: ignore[no-any-return]
+
+
+def test_constants_are_no_state(tmp_path: Path) -> None:
+    model = Normalising()
+    fast = lvtp_fx.transform(model, (picture(),), **OPTIONS)
+    for made in (fast, copy.deepcopy(fast)):
+        assert made.state_dict().keys() == model.state_dict().keys()
+        made.load_state_dict(model.state_dict())
+        model.load_state_dict(made.state_dict())
+        assert relative(made(picture()), fast(picture())) == 0
+    save_model(fast, tmp_path / "fast.safetensors")
+    load_model(Normalising(), tmp_path / "fast.safetensors")
+
+
 # Of the attention of tests/tiny.py: parameters that its fused form does not read.
 UNREAD = {
     f"blocks.{i}.attention.{name}" for i in range(3)

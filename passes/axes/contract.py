@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, read_as, reads
-from lvtp_fx.passes.axes.label import Axis, Label, plain, token_axes, unify
+from lvtp_fx.passes.axes.label import Axis, Kind, Label, has_kind, mixed, plain, unify
 
 aten = torch.ops.aten
 
@@ -19,8 +19,10 @@ def matmul(node: fx.Node, reader: Reader) -> Flow:
     assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
     la, lb = reader.label(a), reader.label(b)
     fresh = reader.unknown(node.meta["val"])
-    if len(la) < 2 or len(lb) < 2 or token_axes((la[-1],)) or token_axes((lb[-2],)):
-        return Flow(fresh, {}, "a matrix product contracts over the tokens")
+    if len(la) < 2 or len(lb) < 2:
+        return Flow(fresh, {}, "a matrix product with a vector")
+    if what := mixed((la[-1], lb[-2])):
+        return Flow(fresh, {}, f"a matrix product contracts over {what}")
     rank = max(len(la), len(lb)) - 2
     columns = align([la[:-2], lb[:-2]], rank)
     if any(c is None for c in columns):
@@ -54,8 +56,10 @@ def einsum(node: fx.Node, reader: Reader) -> Flow:
     one: dict[str, Axis] = {}
     for letter, found in axes.items():
         joined = unify(found)
-        if joined is None or (letter not in right and token_axes((joined,))):
-            return Flow(fresh, {}, "an einsum contracts over the tokens")
+        if joined is None:
+            return Flow(fresh, {}, "an einsum lines different axes up with the tokens")
+        if letter not in right and (what := mixed((joined,))):
+            return Flow(fresh, {}, f"an einsum contracts over {what}")
         one[letter] = joined
     uses = reads(
         (operand, tuple(axis if axis == plain(1) else one[letter] for letter, axis in zip(letters, label, strict=True)))
@@ -96,8 +100,10 @@ def attention(node: fx.Node, reader: Reader) -> Flow:
         return Flow(fresh, {}, "keys and values run over different axes")
     if argument(node, 5, "is_causal", False):
         return Flow(fresh, {}, "causal attention depends on the position of a token in the sequence")
-    if token_axes((lq[-1], lk[-1], lv[-1])):
+    if mixed((lq[-1], lk[-1], lv[-1])):
         return Flow(fresh, {}, "attention runs over channels")
+    if has_kind(columns, Kind.BATCH):
+        return Flow(fresh, {}, "attention runs over the batch")
     pairs = [(n, (*read_as(la[:-own], lead), *la[-own:-2], *tail)) for n, la, tail in (
         (q, lq, lq[-2:]), (k, lk, (columns, lk[-1])), (v, lv, (columns, lv[-1])))]
     if isinstance(mask, fx.Node):

@@ -63,6 +63,14 @@ def token_axes(label: Label) -> tuple[int, ...]:
     return tuple(i for i, axis in enumerate(label) if has_kind(axis, Kind.TOKEN))
 
 
+def mixed(axes: Label) -> str:
+    """What an op over these axes mixes, so that it needs the full grid: "the tokens" of an image, or "the batch",
+    tokens of several images at one index, which is one place on the full grid and another one of each image elsewhere.
+    """
+    kinds = {f.kind for axis in axes for f in axis if f.size != 1}
+    return "the tokens" if Kind.TOKEN in kinds else "the batch" if Kind.BATCH in kinds else ""
+
+
 def grids(label: Label | tuple[Label, ...]) -> set[tuple[int, int]]:
     """The grids of the token axes of a label, or of those of several outputs."""
     if label and label[0] and isinstance(label[0][0], tuple):

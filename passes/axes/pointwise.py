@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, argument, broadcast, named, tensors
-from lvtp_fx.passes.axes.label import Label, plain, token_axes
+from lvtp_fx.passes.axes.label import Label, mixed, plain, token_axes
 
 aten = torch.ops.aten
 
@@ -28,7 +28,8 @@ def linear(node: fx.Node, reader: Reader) -> Flow:
     x = tensors(node)[0]
     label = reader.label(x)
     out = (*label[:-1], plain(reader.out_sizes(node)[-1]))
-    return Flow(out, {x: label}, "a linear layer mixes the tokens" if token_axes(label[-1:]) else "")
+    what = mixed(label[-1:])
+    return Flow(out, {x: label}, f"a linear layer mixes {what}" if what else "")
 
 
 def normalise_last(node: fx.Node, reader: Reader) -> Flow:
@@ -36,11 +37,11 @@ def normalise_last(node: fx.Node, reader: Reader) -> Flow:
     x = tensors(node)[0]
     label = reader.label(x)
     count = len(argument(node, 1, "normalized_shape"))
-    full = "a norm runs over the token axis" if token_axes(label[len(label) - count :]) else ""
+    what = mixed(label[len(label) - count :])
     out: Any = label
     if isinstance(node.meta["val"], (tuple, list)):  # with the mean and the inverse deviation
         out = (label, *((*label[: len(label) - count], *(plain(1),) * count) for _ in node.meta["val"][1:]))
-    return Flow(out, {x: label}, full)
+    return Flow(out, {x: label}, f"a norm runs over {what}" if what else "")
 
 
 def along(node: fx.Node, reader: Reader) -> Flow:
@@ -48,8 +49,8 @@ def along(node: fx.Node, reader: Reader) -> Flow:
     x = tensors(node)[0]
     label = reader.label(x)
     dim = argument(node, 1, "dim")
-    full = f"{node.target} runs over the token axis" if dim is None or token_axes((label[dim],)) else ""
-    return Flow(label, {x: label}, full)
+    what = mixed(label if dim is None else (label[dim],))
+    return Flow(label, {x: label}, f"{node.target} runs over {what}" if what else "")
 
 
 def reduction(node: fx.Node, reader: Reader) -> Flow:
@@ -63,10 +64,11 @@ def reduction(node: fx.Node, reader: Reader) -> Flow:
     out: Label = tuple(
         plain(1) if i in gone else axis for i, axis in enumerate(label) if keepdim or i not in gone
     )
+    what, values = mixed(tuple(label[i] for i in gone)), node.meta["val"]
+    full = f"{node.target} reduces over {what}" if what else ""
     if any(token_axes((label[i],)) for i in gone):
-        return Flow(reader.unknown(node.meta["val"]), {}, f"{node.target} reduces over the tokens")
-    values = node.meta["val"]
-    return Flow((out,) * len(values) if isinstance(values, (tuple, list)) else out, {x: label})
+        return Flow(reader.unknown(values), {}, full)
+    return Flow((out,) * len(values) if isinstance(values, (tuple, list)) else out, {x: label}, full)
 
 
 def halve(node: fx.Node, reader: Reader) -> Flow:
@@ -75,7 +77,8 @@ def halve(node: fx.Node, reader: Reader) -> Flow:
     label = reader.label(x)
     dim = argument(node, 1, "dim", -1) % len(label)
     out = (*label[:dim], plain(reader.out_sizes(node)[dim]), *label[dim + 1 :])
-    return Flow(out, {x: label}, "half of the tokens gate the others" if token_axes((label[dim],)) else "")
+    what = mixed((label[dim],))
+    return Flow(out, {x: label}, f"half of {what} gate the others" if what else "")
 
 
 # Pointwise, but torch does not tag them so.

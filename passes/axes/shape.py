@@ -16,6 +16,7 @@ from lvtp_fx.passes.axes.label import (
     has_kind,
     is_plain,
     length,
+    mixed,
     normal,
     plain,
     regroup,
@@ -91,7 +92,7 @@ def select(node: fx.Node, reader: Reader) -> Flow:
     axis, out = label[dim], label[:dim] + label[dim + 1 :]
     factor = token_factor(axis)
     if factor is None:
-        return Flow(out, {x: label})
+        return Flow(out, {x: label}, "one image of the batch is picked" if mixed((axis,)) else "")
     inside = isinstance(index, int) and len(axis) == 1 and (
         0 <= index < factor.before or -factor.after <= index < 0
     )
@@ -104,7 +105,8 @@ def unbind(node: fx.Node, reader: Reader) -> Flow:
     dim = argument(node, 1, "dim", 0) % len(label)
     out = label[:dim] + label[dim + 1 :]
     pieces = (out,) * len(node.meta["val"])
-    return Flow(pieces, {x: label}, "the token axis is unbound" if token_axes((label[dim],)) else "")
+    what = mixed((label[dim],))
+    return Flow(pieces, {x: label}, f"an axis of {what} is unbound" if what else "")
 
 
 def cut(axis: Axis, start: int, stop: int) -> tuple[Axis, bool]:
