@@ -11,14 +11,13 @@ from accuracy_rows import BASE, Row
 from accuracy_table import columns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from plots import scale_points
 
 INK = "#1f2430"
 # Okabe and Ito's colours, told apart by people with any colour vision; with marker and dashes, forty lines differ.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#7F7F7F", "#B8A500", "#000000")
 MARKERS = {"o": "-", "s": "--", "^": ":", "D": "-.", "v": (0, (1, 3))}  # and the dashes that go with it
 SPREAD = 0.12  # percent of FLOPs by which the lines are moved apart, so that their intervals do not hide each other
-LINEAR = 1.0  # points up to which the axis is linear; below, a bad strategy would squeeze the good ones into a line
 
 
 def plot(path: Path, rows: Sequence[Row], boundary_px: int, title: str) -> None:
@@ -57,12 +56,7 @@ def _panel(ax: Axes, rows: Sequence[Row], statistic: str) -> None:
         ax.plot(x, values, color=colour, marker=marker, linestyle=MARKERS[marker], markersize=4, linewidth=1.1,
                 label=strategy)
         ax.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.6)
-    ax.set_yscale("symlog", linthresh=LINEAR)
-    ticks = [-50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5]
-    bottom, top = ax.get_ylim()
-    ax.set_yticks([tick for tick in ticks if bottom <= tick <= top], minor=False)
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-    ax.yaxis.set_minor_locator(NullLocator())
+    scale_points(ax)
     ax.grid(color="#d8dbe2", linewidth=0.5)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)

@@ -20,7 +20,7 @@ import lvtp_fx.passes
 from lvtp_fx.config import resolve
 
 # Modules of lvtp_fx.models and of this folder that figures depend on; those of the package and its passes all count.
-MODELS = ("adapters", "boundary", "camvid", "checkpoint", "decoders", "metrics", "scenes", "segmenter")
+MODELS = ("adapters", "boundary", "camvid", "checkpoint", "decoders", "images", "metrics", "scenes", "segmenter")
 BENCH = ("accuracy_counts", "accuracy_density", "accuracy_images", "accuracy_run")
 
 

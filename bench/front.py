@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from accuracy_plot import COLOURS, INK, MARKERS
 from matplotlib.figure import Figure
+from plots import scale_points, wrapped
 from rich.console import Console
 
 # Names of the figures in what accuracy.py writes, and how they are called here.
@@ -57,6 +58,19 @@ def joined(accuracy: dict[str, Any], latency: dict[str, Any]) -> list[Point]:
     return points
 
 
+def check_one_kind(latency: dict[str, Any]) -> None:
+    """Whether each model was timed in one way: points are told apart by model, strategy and cut alone.
+
+    Raises:
+        typer.BadParameter: it holds several batches or dtypes.
+    """
+    for name in ("batch", "dtype"):
+        found = dict.fromkeys(str(row["case"][name]) for row in latency["rows"])
+        if len(found) > 1:
+            raise typer.BadParameter(f"it holds more than one {name}: {', '.join(found)}; join one at a time",
+                                     param_hint="--latency")
+
+
 def markdown(points: Sequence[Point], title: str) -> str:
     lines = [f"# {title}", "", "| model | cut | strategy | speed | " + " / ".join(CHANGES.values()) + " | behind |",
              "|" + "---|" * 6]
@@ -70,7 +84,8 @@ def markdown(points: Sequence[Point], title: str) -> str:
 def plot(path: Path, points: Sequence[Point], title: str) -> None:
     """Change of mIoU against speed, a panel a model and a line a strategy."""
     models = list(dict.fromkeys(point.model for point in points))
-    figure = Figure(figsize=(6 * len(models) + 2, 5), dpi=120, layout="constrained")
+    width = 6 * len(models) + 2
+    figure = Figure(figsize=(width, 5), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(models), squeeze=False)[0]
     strategies = list(dict.fromkeys(point.strategy for point in points))
     for ax, model in zip(axes, models, strict=True):
@@ -81,13 +96,13 @@ def plot(path: Path, points: Sequence[Point], title: str) -> None:
                 "color": COLOURS[i % len(COLOURS)], "linewidth": 1.1, "linestyle": MARKERS[marker]}
             ax.plot([x for x, _ in own], [y for _, y in own], marker=marker, label=strategy, **style)
         ax.axhline(0, color=INK, linewidth=0.8)
-        ax.set_yscale("symlog", linthresh=1.0)
+        scale_points(ax)
         ax.set_title(model, fontsize=10, color=INK)
         ax.set_xlabel("dense time / pruned time, measured")
         ax.set_ylabel("change of mIoU, points")
         ax.grid(color="#d8dbe2", linewidth=0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=9, color=INK)
+    figure.suptitle(wrapped(title, width), fontsize=9, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -99,6 +114,7 @@ def main(
 ) -> None:
     """Join both and write a table and a plot."""
     timed = json.loads(latency.read_text())
+    check_one_kind(timed)
     points = joined(json.loads(accuracy.read_text()), timed)
     if not points:
         raise typer.BadParameter("the two files share no model, strategy and cut")

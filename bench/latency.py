@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -32,6 +33,12 @@ def where(device: str) -> str:
     return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+def figures(rows: Sequence[Measured], title: str) -> dict[str, Any]:
+    """All figures as plain values; NaN is None, JSON has none."""
+    found = {"title": title, "rows": [asdict(row) for row in rows]}
+    return json.loads(json.dumps(found), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
@@ -42,7 +49,7 @@ def _processor() -> str:
 def main(
     model: Annotated[list[str] | None, typer.Option(help="of timm, or a checkpoint's folder")] = None,
     size: Annotated[list[int] | None, typer.Option(help="pixels of a square image, for models of timm")] = None,
-    depth: Annotated[int | None, typer.Option(help="blocks; without it as many as the model has")] = None,
+    depth: Annotated[int | None, typer.Option(help="blocks of models of timm; without it all")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="images a batch")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     flops_cut: Annotated[list[float] | None, typer.Option(help="shares of the FLOPs to save")] = None,
@@ -59,6 +66,8 @@ def main(
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(rivals())}")
     sized: list[tuple[str, int | None]] = []
     for name in model or ["vit_small_patch16_224"]:
+        if Path(name).is_dir() and depth is not None:
+            raise typer.BadParameter(f"{name} is a checkpoint, which has a depth of its own", param_hint="--depth")
         sized += [(name, None)] if Path(name).is_dir() else [(name, px) for px in size or [512]]
     cases = [Case(*each, *rest, depth) for each, *rest in product(sized, batch or [1], dtype or ["float32"])]
     if device != "cpu" and not torch.cuda.is_available():
@@ -77,8 +86,7 @@ def main(
             progress.advance(task)
             # Written after each case: a run that is cut short leaves what it found.
             out.write_text(markdown(rows, title))
-            figures = {"title": title, "rows": [asdict(row) for row in rows]}
-            out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+            out.with_suffix(".json").write_text(json.dumps(figures(rows, title), indent=1) + "\n")
     plot(out.with_suffix(".png"), rows, title)
     Console().print(terminal(rows, title))
 

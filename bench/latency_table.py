@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latency_run import Measured
 from matplotlib.figure import Figure
+from plots import wrapped
 from rich.table import Table
 
 HEADINGS = ("model", "size", "batch", "dtype", "strategy", "FLOPs saved", "dense, ms", "pruned, ms",
@@ -52,7 +53,7 @@ def plot(path: Path, rows: Sequence[Measured], title: str) -> None:
         ax.errorbar(x, y, yerr=spread, fmt="o", markersize=5, linewidth=1, label=strategy)
     ax.set_xlabel("dense FLOPs / pruned FLOPs")
     ax.set_ylabel("dense time / pruned time, measured")
-    ax.set_title(title, fontsize=9)
+    ax.set_title(wrapped(title, 6), fontsize=9)
     ax.legend(frameon=False, fontsize=9)
     ax.grid(color="#d8dbe2", linewidth=0.5)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ Reduce = Literal["merge", "select"]
 Restore = Literal["delta", "copy", "frozen"]
 Feature = Literal["keys", "stream"]
 Decoder = Literal["reduced", "full"]
+AIMS = ("flops_cut", "latency_cut", "keep_ratio")  # fields that say how much is pruned, each in another way
 STRATEGIES = (
     "lvtp", "random", "grid", "shannon", "edges", "received", "fused", "bipartite", "mutual", "superpixels",
 )
@@ -143,7 +144,8 @@ class Config:
 
 
 def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:
-    """`config`, or the defaults, with `overrides` on top.
+    """`config`, or the defaults, with `overrides` on top. One that says how much is pruned takes the place of those of
+    `config` that would hide it.
 
     Raises:
         LvtpError: LVTP201 for an unknown field or a value out of range.
@@ -155,6 +157,8 @@ def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:
         if name not in known:
             _refuse(name, f"a field of Config: {', '.join(sorted(known))}", overrides[name], "check the spelling")
     base = {f.name: getattr(config, f.name) for f in fields(Config)} if config is not None else {}
+    if any(overrides.get(name) is not None for name in AIMS):
+        base |= dict.fromkeys(("latency_cut", "keep_ratio"))  # flops_cut hides none
     return Config(**{**base, **overrides})
 
 

@@ -78,6 +78,8 @@ def _size(model: nn.Module) -> tuple[int, int] | None:
 def _pair(value: Any) -> tuple[int, int] | None:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value, value
+    if isinstance(value, Mapping):  # as image processors of transformers write it
+        value = (value.get("height"), value.get("width"))
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value):
         return int(value[0]), int(value[1])
     return None
@@ -85,10 +87,9 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 def _channels(model: nn.Module) -> int:
     for module in model.modules():
-        for owner in (module, getattr(module, "config", None)):
-            value = getattr(owner, "num_channels", None)
-            if isinstance(value, int):
-                return value
+        value = getattr(getattr(module, "config", None), "num_channels", None)  # a norm has such an attribute, too
+        if isinstance(value, int):
+            return value
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     return 3

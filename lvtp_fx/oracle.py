@@ -123,18 +123,21 @@ class Oracle(fx.Interpreter):
         bias = torch.nn.functional.pad(bias, (hook.before, hook.after))
         if n.target is torch.ops.aten.scaled_dot_product_attention.default:
             mask = args[3] if len(args) > 3 else kwargs.pop("attn_mask", None)
-            added = _per_query(bias, args[0]).to(args[0].dtype)
+            added = _per_query(bias, args[0], hook.batch).to(args[0].dtype)
             if mask is not None:
                 mask = torch.zeros_like(mask, dtype=added.dtype).masked_fill(~mask, -torch.inf) \
                     if mask.dtype == torch.bool else mask
                 added = added + mask
             args = (*args[:3], added, *args[4:])
         else:
-            args = (args[0] + _per_query(bias, args[0]).to(args[0].dtype), *args[1:])
+            args = (args[0] + _per_query(bias, args[0], hook.batch).to(args[0].dtype), *args[1:])
         result: torch.Tensor = getattr(self, n.op)(n.target, args, kwargs)
-        index = torch.arange(bias.shape[1], device=owner.device).repeat(owner.shape[0], 1)
-        index[:, hook.before : bias.shape[1] - hook.after] = owner + hook.before
-        index = _per_query(index, result).transpose(-2, -1)
+        if hook.rows is None:
+            return result
+        before, after = hook.rows
+        index = torch.arange(result.shape[-2], device=owner.device).repeat(owner.shape[0], 1)
+        index[:, before : index.shape[1] - after] = owner + before
+        index = _per_query(index, result, hook.batch).transpose(-2, -1)
         return result.gather(-2, index.expand_as(result))
 
 
@@ -156,11 +159,10 @@ def _grid(x: torch.Tensor, state: StateRecord) -> torch.Tensor:
     return moved[:, state.before : moved.shape[1] - state.after]
 
 
-def _per_query(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _per_query(values: torch.Tensor, like: torch.Tensor, batch: tuple[int, int, int]) -> torch.Tensor:
     """[B, L] as [.., 1, L] that lines up with `like` [.., rows, columns], whose axes before may merge B and H."""
-    batch, lead = values.shape[0], like.shape[:-2]
-    at = next(i for i, size in enumerate(lead) if size % batch == 0 and size >= batch)
-    wide = values.repeat_interleave(lead[at] // batch, 0)
+    at, outside, inside = batch
+    wide = values.repeat_interleave(inside, 0).repeat(outside, 1)
     shape = [1] * like.ndim
     shape[at], shape[-1] = wide.shape
     return wide.reshape(shape)

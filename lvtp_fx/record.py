@@ -51,12 +51,20 @@ class StateRecord:
 
 @dataclass(frozen=True)
 class HookRecord:
-    """One attention in token space `space` > 0: `name` is its softmax or fused node in the captured graph."""
+    """One attention in token space `space` > 0: `name` is its softmax or fused node in the captured graph.
+
+    Attributes:
+        before, after: prefix and suffix tokens of its keys. rows: those of its queries; None where these are no tokens
+            of the grid (a class token alone, latents).
+        batch: the axis that holds the batch, and how many entries of others lie outside and inside of it there.
+    """
 
     name: str
     space: int
     before: int
     after: int
+    rows: tuple[int, int] | None
+    batch: tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lvtp_fx.models.images import as_stored
 from lvtp_fx.models.palette import Palette
 
 LAYOUT = "meta.json, <split>.txt, images/<split>/<id>.jpg and labels/<split>/<id>.png"
@@ -64,7 +65,7 @@ class CamVid(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         with self._open(image_path) as file:
             image = self._array(file.convert("RGB"), Image.Resampling.BILINEAR)
         with self._open(label_path) as file:
-            label = self._array(file, Image.Resampling.NEAREST)
+            label = self._array(Image.fromarray(as_stored(file, label_path)), Image.Resampling.NEAREST)
         return image.permute(2, 0, 1).float() / 255, label.long()
 
     def files(self, index: int) -> tuple[Path, Path]:

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.camvid import CamVid, DatasetMissingError
-from lvtp_fx.models.images import NOT_READ, is_image, read_image
+from lvtp_fx.models.images import NOT_READ, as_stored, is_image, read_image
 from lvtp_fx.models.palette import Palette, voc_palette
 from lvtp_fx.models.preprocess import Size, resized, transforms
 from lvtp_fx.models.scenes import CLASS_NAMES, PALETTE, make_batch
@@ -28,6 +27,8 @@ Item = tuple[torch.Tensor, torch.Tensor]
 @dataclass(frozen=True)
 class Labelled(torch.utils.data.Dataset[Item]):
     """`data[i]`: an image, uint8 [3, H, W], and its label, int64 [H, W], at their own size or at `size`.
+
+    Getting one raises an LvtpError: LVTP105 for a file that cannot be read, or a label of another size than its image.
 
     Attributes:
         name: as the user wrote it. ids: a name for each image. item: reads one.
@@ -91,15 +92,11 @@ def _camvid(name: str, folder: str, split: str) -> Labelled:
     if Path(folder, f"{split}annot").is_dir():
         images, labels = _paired(Path(folder, split), Path(folder, f"{split}annot"))
         return Labelled(name, tuple(path.stem for path in images),
-                        lambda i: (read_image(images[i]), _label(labels[i])), len(_SEGNET), len(_SEGNET), _SEGNET)
+                        lambda i: _pair(images[i], labels[i]), len(_SEGNET), len(_SEGNET), _SEGNET)
     listed = CamVid(folder, split, (1, 1))  # checks the folder, knows the classes; images are read at their own size
 
-    def item(i: int) -> Item:
-        image, label = listed.files(i)
-        return read_image(image), _label(label)
-
-    return Labelled(name, tuple(listed.ids), item, listed.classes, listed.ignore_index, tuple(listed.class_names),
-                    listed.colours)
+    return Labelled(name, tuple(listed.ids), lambda i: _pair(*listed.files(i)), listed.classes, listed.ignore_index,
+                    tuple(listed.class_names), listed.colours)
 
 
 def _voc(name: str, folder: str, split: str) -> Labelled:
@@ -109,7 +106,7 @@ def _voc(name: str, folder: str, split: str) -> Labelled:
     data: Any = VOCSegmentation(folder, image_set=split)
     names = tuple(FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"])
     return Labelled(name, tuple(Path(path).stem for path in data.images),
-                    lambda i: (read_image(Path(data.images[i])), _label(Path(data.masks[i]))), len(names), 255,
+                    lambda i: _pair(Path(data.images[i]), Path(data.masks[i])), len(names), 255,
                     ("background", *names[1:]), voc_palette(len(names)))
 
 
@@ -121,9 +118,15 @@ def _cityscapes(name: str, folder: str, split: str) -> Labelled:
     trained = torch.full((256,), 255)  # by the id that the files hold
     for entry in known:
         trained[entry.id] = entry.train_id
-    return Labelled(name, tuple(Path(path).stem for path in data.images),
-                    lambda i: (read_image(Path(data.images[i])), trained[_label(Path(data.targets[i][0]))]),
-                    len(known), 255, tuple(entry.name for entry in known), tuple(entry.color for entry in known))
+    # torchvision lists them as the file system does: the first images would be others on another machine.
+    files = sorted((Path(image), Path(targets[0])) for image, targets in zip(data.images, data.targets, strict=True))
+
+    def item(i: int) -> Item:
+        image, label = _pair(*files[i])
+        return image, trained[label]
+
+    return Labelled(name, tuple(image.stem for image, _ in files), item, len(known), 255,
+                    tuple(entry.name for entry in known), tuple(entry.color for entry in known))
 
 
 def _ade20k(name: str, folder: str, split: str) -> Labelled:
@@ -134,15 +137,15 @@ def _ade20k(name: str, folder: str, split: str) -> Labelled:
     names = tuple(row.split("\t")[-1].split(",")[0].strip() for row in rows)
 
     def item(i: int) -> Item:
-        label = _label(labels[i]) - 1
-        return read_image(images[i]), label.where(label >= 0, torch.tensor(255))
+        image, label = _pair(images[i], labels[i])
+        return image, (label - 1).where(label > 0, torch.tensor(255))
 
     return Labelled(name, tuple(path.stem for path in images), item, len(names) or None, 255, names)
 
 
 def _scenes(name: str, count: str, split: str) -> Labelled:
     """Drawn scenes that the bundled segmenter was not trained on, at its size; the split says nothing."""
-    if not count.isdigit():
+    if not count.isdecimal():
         raise ValueError(f"{count!r} is no number")
 
     def item(i: int) -> Item:
@@ -163,14 +166,28 @@ def _paired(images: Path, labels: Path) -> tuple[list[Path], list[Path]]:
     return found, wanted
 
 
+def _pair(image: Path, label: Path) -> Item:
+    """Both, at their own size. An image that its EXIF data turns beside a label that it does not is refused here."""
+    pixels, classes = read_image(image), _label(label)
+    if pixels.shape[1:] != classes.shape:
+        (height, width), (high, wide) = pixels.shape[1:], classes.shape
+        raise _bad(str(label), f"a label of its image's size, {width} x {height} px", "each pixel has one class",
+                   f"pairs of one size; EXIF data may turn the image alone ({image})", f"{wide} x {high} px")
+    return pixels, classes
+
+
 def _label(path: Path) -> torch.Tensor:
     """The pixels of a PNG as they are stored: of one with a palette the indices."""
     try:
         with Image.open(path) as file:
-            return torch.from_numpy(np.array(file)).long()
+            pixels, mode = as_stored(file, path), file.mode
     except NOT_READ as error:
         raise _bad(str(path), "a label that Pillow can read", "images are scored on it", "another file",
                    str(error)) from error
+    if pixels.ndim != 2:
+        raise _bad(str(path), "one channel, whose values are classes", "images are scored on them",
+                   "labels, not the picture of them in colours", f"mode {mode}")
+    return torch.from_numpy(pixels).long()
 
 
 _SEGNET = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")

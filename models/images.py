@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.preprocess import transforms
 
-# What Pillow raises where it cannot read a file, breaks off in the middle, or takes its size for an attack.
-NOT_READ = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises where it cannot read a file, breaks off in the middle, or takes its size for an attack. Its readers
+# of AVIF and DDS raise RuntimeError.
+NOT_READ = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+WHITE_16 = 0xFFFF  # of 16 bit grey
 
 
 def find_images(paths: Sequence[Path], limit: int | None = None) -> list[Path]:
@@ -38,19 +41,20 @@ def find_images(paths: Sequence[Path], limit: int | None = None) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether it is a file that Pillow may read, by its suffix."""
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    """Whether it is a file that Pillow may read, by its suffix. Hidden files are not: thumbnails, what a Mac leaves."""
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    return not path.name.startswith(".") and _is_read(kind) and path.is_file()
 
 
 def read_image(path: str | Path) -> torch.Tensor:
-    """RGB, uint8 [3, H, W], upright as its EXIF data says.
+    """RGB, uint8 [3, H, W], upright as its EXIF data says; grey of 16 bits is scaled to 8.
 
     Raises:
-        LvtpError: LVTP105 where it cannot be read as an image.
+        LvtpError: LVTP105 where it cannot be read as an image, or has values that are no shades.
     """
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGB")
+            upright = _in_8_bits(ImageOps.exif_transpose(file)).convert("RGB")
     except NOT_READ as error:
         raise LvtpError(
             Code.BAD_EXAMPLE, where=str(path), expected="an image that Pillow can read", got=str(error),
@@ -58,6 +62,36 @@ def read_image(path: str | Path) -> torch.Tensor:
         ) from error
     out: torch.Tensor = transforms().functional.pil_to_tensor(upright)
     return out
+
+
+def as_stored(file: Image.Image, path: Path) -> np.ndarray:
+    """The pixels of a PNG as its file holds them: Pillow spreads grey of 2 and 4 bits over 0 to 255."""
+    pixels = np.array(file)
+    if file.format == "PNG" and file.mode == "L":
+        with path.open("rb") as raw:
+            bits = raw.read(25)[24]  # the header's depth, which Pillow does not tell
+        pixels //= 255 // (2**bits - 1)
+    return pixels
+
+
+def _is_read(kind: str) -> bool:
+    """Whether Pillow reads this format: some it only writes, of some it knows no more than the name."""
+    if kind == "MPO":  # read as JPEG
+        return True
+    factory = Image.OPEN.get(kind, (None, None))[0]
+    stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+    return factory is not None and not stub and kind != "MPEG"
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Pillow would cut deeper grey off at 255, which leaves a white image."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or not 0 <= values.min() <= values.max() <= WHITE_16:
+        raise ValueError(f"mode {image.mode} with values from {values.min()} to {values.max()}, and no shades of grey "
+                         f"in 0 to {WHITE_16}")
+    return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
 
 
 def _content(folder: Path) -> str:

@@ -70,7 +70,7 @@ def read_labels(path: Path, about: str) -> torch.Tensor | None:
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             return torch.from_numpy(np.array(picture)).long() if picture.info.get(ABOUT) == about else None
-    except (OSError, SyntaxError):  # no such file, or no whole PNG
+    except (OSError, SyntaxError, ValueError):  # no such file, or no whole PNG
         return None
 
 

@@ -74,7 +74,7 @@ def only_own_size(request: Request, own: Size) -> None:
                         "its position embedding has that size", "leave --size out")
 
 
-def bad_device(device: str, error: Exception) -> LvtpError:
+def bad_device(device: str, error: Exception | str) -> LvtpError:
     """LVTP106."""
     return bad_model(device, "a device of this machine", str(error).splitlines()[0], "the model runs there", "cpu")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import fx
 
-from lvtp_fx.passes.axes.label import grids
+from lvtp_fx.passes.axes.label import Factor, Kind, grids
 from lvtp_fx.plan import Plan
 
 
@@ -15,7 +15,7 @@ from lvtp_fx.plan import Plan
 class AssignSpaces:
     """Unifies to the smallest space inside the trunk and the later streams, and to the full grid (space 0) elsewhere.
 
-    Requires: `trunk`, `sites`, `labels`, `flows`. Ensures: `spaces`.
+    Requires: `trunk`, `sites`, `labels`, `flows`. Ensures: `spaces`; labels know the tokens of one grid.
 
         x1 = add(x0, attention)   space 0, reduced to space 1 for what follows in the trunk
         norm(x1), mlp, add        space 1
@@ -27,6 +27,8 @@ class AssignSpaces:
     name: ClassVar[str] = "assign_spaces"
 
     def __call__(self, plan: Plan) -> Plan:
+        assert plan.trunk is not None
+        plan = _on_one_grid(plan, plan.trunk.grid)
         assert plan.trunk is not None
         spaces: dict[fx.Node, int] = {}
         born, reducible = births(plan), plan.reducible
@@ -40,6 +42,21 @@ class AssignSpaces:
                      if plan.trunk.grid in grids(label)), default=0,
                 )
         return replace(plan, spaces=spaces)
+
+
+def _on_one_grid(plan: Plan, grid: tuple[int, int]) -> Plan:
+    """From here on only tokens of the trunk's grid are tokens: those of another one (pooled keys) are in no space."""
+
+    def one(factor: Factor) -> Factor:
+        other = factor.kind is Kind.TOKEN and factor.grid != grid
+        return Factor(Kind.PLAIN, factor.size) if other else factor
+
+    def known(label: Any) -> Any:
+        return one(label) if isinstance(label, Factor) else label and tuple(known(part) for part in label)
+
+    flows = {node: replace(flow, out=known(flow.out), uses={n: known(label) for n, label in flow.uses.items()})
+             for node, flow in plan.flows.items()}
+    return replace(plan, labels={node: known(label) for node, label in plan.labels.items()}, flows=flows)
 
 
 def _reads_other_tokens(plan: Plan, attention: fx.Node, reducible: frozenset[fx.Node]) -> bool:

@@ -12,9 +12,9 @@ from lvtp_fx.passes.attention_scores import Scores, same
 
 aten = torch.ops.aten
 
-# A filled score must be so low that its weight is 0 beside any other. (Rows without any other score are left out:
-# they have no meaningful result.)
-_FLOOR = -1e6
+# A filled score must be so low that its weight is 0 beside any other: people write -inf, -1e9, and what float16 holds,
+# -65504 or -1e4. (Rows without any other score are left out: they have no meaningful result.)
+_FLOOR = -1e4
 
 
 def refuse_steps(scores: Scores, shape: tuple[Any, ...]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from lvtp_fx.passes.axes.label import Kind, Label, has_kind, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Kind, Label, has_kind, length, token_axes, token_factor
 from lvtp_fx.plan import Plan
 from lvtp_fx.provenance import module_path
 from lvtp_fx.record import CopyRecord, HookRecord, StateRecord
@@ -26,12 +26,23 @@ def hook_records(plan: Plan) -> Iterator[HookRecord]:
     assert plan.trunk is not None
     reducible = plan.reducible
     for match in plan.attentions:
-        keys = match.node.args[1]
-        if match.node in reducible and plan.spaces[match.node] and isinstance(keys, fx.Node):
-            uses = plan.flows[match.node].uses
-            factor = token_factor(uses[keys][-2]) if keys in uses else None
-            if factor is not None and factor.grid == plan.trunk.grid:
-                yield HookRecord(match.hook, plan.spaces[match.node], factor.before, factor.after)
+        if not (match.node in reducible and plan.spaces[match.node]):
+            continue
+        uses = plan.flows[match.node].uses
+        rows, columns = (token_factor(uses[n][-2]) if isinstance(n, fx.Node) and n in uses else None
+                         for n in match.node.args[:2])
+        if columns is not None and columns.grid == plan.trunk.grid:
+            on_grid = rows is not None and rows.grid == plan.trunk.grid
+            yield HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
+                             (rows.before, rows.after) if rows is not None and on_grid else None,
+                             _batch_place(plan.labels[match.node]))
+
+
+def _batch_place(label: Label) -> tuple[int, int, int]:
+    """The axis with the batch, and how many entries of others lie outside and inside of it there."""
+    at = next(i for i, axis in enumerate(label) if has_kind(axis, Kind.BATCH))
+    inside = next(i for i, factor in enumerate(label[at]) if factor.kind is Kind.BATCH)
+    return at, length(label[at][:inside]), length(label[at][inside + 1 :])
 
 
 def copy_record(value: str, reader: str, space: int, label: Label) -> CopyRecord:

@@ -21,7 +21,9 @@ import latency
 import latency_run
 import latency_table
 import parts
+import plots
 import scaling
+from matplotlib.figure import Figure
 
 from lvtp_fx.models.checkpoint import load_checkpoint
 from tests.tiny_checkpoint import write_tiny
@@ -33,7 +35,7 @@ PNG = b"\x89PNG"
 def run(command: Callable[..., None], out: Path, *arguments: str, model: tuple[str, ...] = TINY) -> str:
     app = typer.Typer()
     app.command()(command)
-    done = CliRunner().invoke(app, [*model, *arguments, "--out", str(out)])
+    done = CliRunner().invoke(app, [*model, *arguments, "--out", str(out)], env={"COLUMNS": "1000"})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -73,7 +75,8 @@ def rows(strategy: str, *, speeds: tuple[float, ...], changes: tuple[float, ...]
     accurate = [{"strategy": strategy, "aim": f"cut {cut:g}",
                  "change": {name: {"value": change} for name in ("miou", "boundary_miou", "boundary_iou")}}
                 for cut, change in zip(cuts, changes, strict=True)]
-    timed = [{"case": {"model": "a/folder"}, "strategy": strategy, "aim": cut, "ratio": speed, "refused": ""}
+    case = {"model": "a/folder", "batch": 1, "dtype": "float32"}
+    timed = [{"case": case, "strategy": strategy, "aim": cut, "ratio": speed, "refused": ""}
              for cut, speed in zip(cuts, speeds, strict=True)]
     return accurate, timed
 
@@ -95,9 +98,48 @@ def test_front_joins_accuracy_and_latency(tmp_path: Path) -> None:
         "| folder | 60% | other | 1.90x | -1.50 / -1.50 / -1.50 | lvtp, 60% |",
     ]
     assert (tmp_path / "front.png").read_bytes().startswith(PNG)
+    for name, value in (("batch", 4), ("dtype", "bfloat16")):
+        other = {**timed[0], "case": {**timed[0]["case"], name: value}}
+        (tmp_path / "latency.json").write_text(json.dumps({"title": "on this machine", "rows": [*timed, other]}))
+        with pytest.raises(AssertionError, match=f"it holds more than one {name}: {timed[0]['case'][name]}, {value}"):
+            run(front.main, tmp_path / "front.md", *given, model=())
     (tmp_path / "latency.json").write_text(json.dumps({"title": "on this machine", "rows": []}))
     with pytest.raises(AssertionError, match="the two files share no model"):
         run(front.main, tmp_path / "front.md", *given, model=())
+
+
+def test_a_checkpoint_has_a_depth_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="is a checkpoint, which has a depth of its own"):
+        run(latency.main, tmp_path / "latency.md", "--depth", "2", model=("--model", str(tmp_path)))
+
+
+def test_what_was_not_timed_is_null_in_json() -> None:
+    row = latency_run.Measured(latency_run.Case("vit", 96, 1, "float32"), "lvtp", 0.2)
+    text = json.dumps(latency.figures([row], "title"), allow_nan=False)
+    assert json.loads(text)["rows"][0]["inserted_ms"] is None
+
+
+def test_plots_mark_points_as_they_are_read_and_wrap_long_titles() -> None:
+    ax = Figure().subplots()
+    ax.plot([0, 1], [-30, 1.5])
+    plots.scale_points(ax)
+    ax.figure.draw_without_rendering()
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "-20", "-10", "-5", "-2", "-1", "-0.5", "0", "+0.5", "+1", "+2"]
+    title = "a title of many words " * 12
+    assert [len(line) <= 104 for line in plots.wrapped(title, 8).splitlines()] == [True] * 3
+
+
+def test_the_front_is_drawn_with_its_whole_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, _: shown.append(figure))
+    points = [front.Point("m", "lvtp", cut, 1.2, (-cut, 0.0, 0.0)) for cut in (0.2, 0.6)]
+    front.plot(tmp_path / "front.png", points, "Accuracy against latency on this machine. " * 6)
+    [figure] = shown
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()  # type: ignore[attr-defined]
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert "$" not in "".join(label.get_text() for label in figure.axes[0].get_yticklabels())
 
 
 def test_parts_tells_the_inserted_kernels_from_the_models(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +125,21 @@ def test_cityscapes_labels_are_the_trained_classes(cityscapes: Path) -> None:
     assert [data.colours[i] for i in (0, 18, 13)] == [(128, 64, 128), (119, 11, 32), (0, 0, 142)]
 
 
+def test_cityscapes_is_in_order_of_its_paths_and_not_as_the_file_system_lists_it(
+    cityscapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for city, shade in (("bonn", 3), ("aachen", 4)):
+        for number in (3, 2):
+            picture(cityscapes / f"leftImg8bit/val/{city}/{city}_{number}_leftImg8bit.png", shade)
+            label(cityscapes / f"gtFine/val/{city}/{city}_{number}_gtFine_labelIds.png", [number + 5, 33, 3, 26])
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listed(folder), reverse=True))
+    data = open_dataset(f"cityscapes:{cityscapes}")
+    assert [name.removesuffix("_leftImg8bit") for name in data.ids] == [
+        "aachen_2", "aachen_3", "bonn_1", "bonn_2", "bonn_3"]
+    assert [columns(data[i][1])[0] for i in range(5)] == [0, 1, 0, 0, 1]
+
+
 def test_ade20k_labels_count_from_zero_without_the_unlabelled(ade20k: Path) -> None:
     data = open_dataset(f"ade20k:{ade20k}")
     assert (data.ids, data.classes, data.ignore_index) == (("p", "q"), None, 255)
@@ -156,3 +174,55 @@ def test_image_without_a_label_and_missing_split_are_named(ade20k: Path, camvid:
         open_dataset(f"ade20k:{ade20k}")
     with pytest.raises(LvtpError, match=r"test\.txt is missing"):
         open_dataset(f"camvid:{camvid}", "test")
+
+
+def write_grey(path: Path, values: np.ndarray, bits: int) -> None:
+    """A PNG in grey of 1, 2, 4 or 8 bits, which Pillow does not write."""
+    digits = values[..., None] >> np.arange(bits)[::-1] & 1
+    rows = np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1)
+    parts = {b"IHDR": struct.pack(">IIBBBBB", values.shape[1], len(values), bits, 0, 0, 0, 0),
+             b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), b"IEND": b""}
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("palette", [False, True])
+def test_labels_are_as_they_are_stored_at_any_depth(camvid: Path, bits: int, palette: bool) -> None:
+    values = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 2**bits
+    file = camvid / "labels/val/x.png"
+    if palette:
+        picture = Image.fromarray(values.astype(np.uint8))
+        picture.putpalette([255 - i // 3 for i in range(3 * 2**bits)])
+        picture.save(file, bits=bits)
+    else:
+        write_grey(file, values, bits)
+    assert file.read_bytes()[24] == bits
+    wanted = torch.from_numpy(values)
+    assert torch.equal(open_dataset(f"camvid:{camvid}")[1][1], wanted)
+    assert torch.equal(CamVid(camvid, "val", (HEIGHT, WIDTH))[1][1], wanted)
+
+
+@pytest.mark.parametrize("size", [None, (6, 8)])
+def test_a_label_of_another_size_than_its_image_is_refused_at_any_size(
+    camvid: Path, ade20k: Path, size: tuple[int, int] | None
+) -> None:
+    """EXIF data turn a photograph, and not its label."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder, file in ((f"camvid:{camvid}", camvid / "images/val/x.jpg"),
+                         (f"ade20k:{ade20k}", ade20k / "images/validation/q.jpg")):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
+        data = open_dataset(folder)
+        data = data.resized(size) if size else data
+        assert len(data[0]) == 2
+        with pytest.raises(LvtpError, match=rf"(?s)LVTP105 .* at .*{file.stem}\.png.*a label of its image's size, "
+                                            rf"{HEIGHT} x {WIDTH} px.*got: {WIDTH} x {HEIGHT} px.*EXIF.*{file.name}"):
+            data[1]
+
+
+def test_a_picture_of_labels_is_none(camvid: Path) -> None:
+    picture(camvid / "labels/val/x.png")
+    with pytest.raises(LvtpError, match=r"(?s)LVTP105 .*x\.png.*one channel, whose values are classes.*got: mode RGB"):
+        open_dataset(f"camvid:{camvid}")[1]

@@ -29,7 +29,9 @@ class Stub(nn.Module):
     ({"image_size": (32, 48)}, (32, 48)),
     ({"config": SimpleNamespace(image_size=64)}, (64, 64)),  # transformers
     ({"config": SimpleNamespace(image_size=[64, 96])}, (64, 96)),
+    ({"config": SimpleNamespace(image_size={"height": 64, "width": 96})}, (64, 96)),
     ({"pretrained_cfg": {"input_size": (3, 48, 32)}}, (48, 32)),  # timm
+    ({"img_size": 32, "num_channels": 7}, (32, 32)),  # as a norm has it
     ({"img_size": 32, "pretrained_cfg": {"input_size": (3, 48, 48)}}, (32, 32)),  # what it is, not what it was
     ({"inner": Stub(img_size=40)}, (40, 40)),
 ])

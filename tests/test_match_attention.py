@@ -107,6 +107,7 @@ FORMS: dict[str, Form] = {
         (q @ k.mT).masked_fill(~m.allowed, -1e9) / D**0.5).softmax(-1) @ v,
     "masked_fill with the lowest number": lambda m, q, k, v: (
         (scores(m, q, k) + m.bias_table).masked_fill(~m.allowed, torch.finfo(q.dtype).min).softmax(-1) @ v),
+    "filled with what float16 holds": lambda m, q, k, v: scores(m, q, k).masked_fill(~m.allowed, -1e4).softmax(-1) @ v,
     "where": lambda m, q, k, v: torch.where(m.allowed, scores(m, q, k), torch.tensor(-1e9)).softmax(-1) @ v,
     "where with a number": lambda m, q, k, v: torch.where(m.allowed, scores(m, q, k), -1e30).softmax(-1) @ v,
     "where, filled first": lambda m, q, k, v: torch.where(~m.allowed, -torch.inf, scores(m, q, k)).softmax(-1) @ v,

@@ -304,11 +304,11 @@ class Normalising(torch.nn.Module):
 def test_constants_are_no_state(tmp_path: Path) -> None:
     model = Normalising()
     fast = lvtp_fx.transform(model, (picture(),), **OPTIONS)
-    for made in (fast, copy.deepcopy(fast)):
-        assert made.state_dict().keys() == model.state_dict().keys()
-        made.load_state_dict(model.state_dict())
-        model.load_state_dict(made.state_dict())
-        assert relative(made(picture()), fast(picture())) == 0
+    for each in (fast, copy.deepcopy(fast)):
+        assert each.state_dict().keys() == model.state_dict().keys()
+        each.load_state_dict(model.state_dict())
+        model.load_state_dict(each.state_dict())
+        assert relative(each(picture()), fast(picture())) == 0
     save_model(fast, tmp_path / "fast.safetensors")
     load_model(Normalising(), tmp_path / "fast.safetensors")
 

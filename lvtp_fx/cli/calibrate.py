@@ -11,10 +11,11 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions, read_config, write_config
+from lvtp_fx.cli.options import Images, Json, ModelOptions, PruningOptions, read_config, write_config
 from lvtp_fx.cli.output import bar, print_json, print_notes, step
-from lvtp_fx.cli.source import Data, Split
-from lvtp_fx.models.datasets import open_dataset
+from lvtp_fx.cli.source import Data, Split, check_classes, check_given, unfit
+from lvtp_fx.models.boundary import valid_pixels
+from lvtp_fx.models.datasets import Labelled, open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.named import Named
 from lvtp_fx.ranks import joined, reproducible
@@ -24,7 +25,9 @@ from lvtp_fx.ranks import joined, reproducible
 def calibrate(
     model: ModelOptions, pruning: PruningOptions,
     out: Annotated[Path, typer.Option(help="JSON file to write, for --config of the other commands.")],
-    images: Images = None, data: Data = None, split: Split = None, limit: Limit = 32,
+    images: Images = None, data: Data = None, split: Split = None,
+    limit: Annotated[int | None, typer.Option(
+        min=1, help="Take only so many: the first of --images, or of --data such as are spread over it.")] = 32,
     labels: Annotated[bool, typer.Option(
         "--labels", help="Look for mIoU on the labels of --data, rather than for agreement with the dense model.")
         ] = False,
@@ -43,27 +46,25 @@ def calibrate(
 
     Example: lvtp-fx calibrate bundled --images photos/ --flops-cut 0.5 --out schedule.json
     """
-    if (data is None) == (not images):
-        raise typer.BadParameter("give either --data or --images", param_hint="--data")
-    if labels and data is None:
-        raise typer.BadParameter("only together with --data", param_hint="--labels")
-    if (pruning.flops_cut is None) is (max_drop is None):
+    check_given(data, images, {"--split": split, "--labels": labels})
+    given = pruning.overrides()
+    flops_cut = given.pop("flops_cut", None)  # of the option, or of --set
+    if (flops_cut is None) is (max_drop is None):
         raise typer.BadParameter("give either --flops-cut or --max-drop", param_hint="--flops-cut")
     check_writable(out)
-    given = {name: value for name, value in pruning.overrides().items() if name != "flops_cut" and value is not None}
     base = read_config(pruning.config) if pruning.config is not None else None
     with step(f"load {model.model}"):
         named = model.load()
     device = torch.device(named.device)
     reproducible(device)
     with step("read images"):
-        x, label = _read(named, images, data, split, limit)
+        x, label = _read(named, images, data, split, limit, labels)
     trials = out.with_name(f"{out.name}.trials")
     with joined(device) as ranks, bar("calibrate", passes) as show:
         if ranks.first and not resume:
             trials.unlink(missing_ok=True)
         config = lvtp_fx.calibrate(
-            named.model, x, labels=label if labels else None, flops_cut=pruning.flops_cut, max_drop=max_drop,
+            named.model, x, labels=label, flops_cut=flops_cut, max_drop=max_drop,
             config=base, passes=passes, progress=show, journal=trials, **given)
     if not ranks.first:
         return
@@ -80,12 +81,31 @@ def calibrate(
 
 
 def _read(
-    named: Named, images: list[Path] | None, data: str | None, split: str | None, limit: int | None,
+    named: Named, images: list[Path] | None, data: str | None, split: str | None, limit: int | None, labels: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Model inputs [M, 3, H, W] and, where there are some, labels [M, H, W], spread over the data."""
+    """Model inputs [M, 3, H, W] and, where they are asked for, labels [M, H, W], spread over the data."""
     if data is None:
         return named.prepared([read_image(file) for file in find_images(images or [], limit)]), None
     found = open_dataset(data, split).resized(named.img_size)
+    classes = named.count_classes() if labels else 0
+    if labels:
+        check_classes(found, classes)
     count = min(limit or len(found), len(found))
-    items = [found[i * len(found) // count] for i in range(count)]
-    return named.prepared([image for image, _ in items]), torch.stack([label for _, label in items])
+    chosen = [i * len(found) // count for i in range(count)]
+    items = [found[i] for i in chosen]
+    x = named.prepared([image for image, _ in items])
+    if not labels:
+        return x, None
+    return x, torch.stack([_counted(label, found, i, classes) for i, (_, label) in zip(chosen, items, strict=True)])
+
+
+def _counted(label: torch.Tensor, data: Labelled, index: int, classes: int) -> torch.Tensor:
+    """The label, its pixels without a class at -1: the data's own number for them may be one of the model's classes.
+
+    Raises:
+        LvtpError: LVTP105 for a label that is no class.
+    """
+    out = label.where(valid_pixels(label, data.ignore_index), torch.tensor(-1))
+    if int(out.max()) >= classes:
+        raise unfit(data.ids[index], f"labels of a model of {classes} classes", f"{int(out.max())}")
+    return out

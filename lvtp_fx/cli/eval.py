@@ -12,11 +12,11 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.label_maps import LabelMaps, check_classes, origin
+from lvtp_fx.cli.label_maps import LabelMaps, check_folders, origin
+from lvtp_fx.cli.label_maps import check_classes as check_palette
 from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
-from lvtp_fx.cli.source import Data, Source, Split, labelled, unlabelled
-from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.cli.source import Data, Source, Split, check_classes, check_given, labelled, unfit, unlabelled
 from lvtp_fx.models.datasets import Labelled
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.named import Named
@@ -43,8 +43,7 @@ def evaluate(
 
     Example: lvtp-fx eval checkpoint/ --data camvid:CamVid/ --split test --flops-cut 0.45
     """
-    if (data is None) == (not images):
-        raise typer.BadParameter("give either --data or --images", param_hint="--data")
+    check_given(data, images, {"--split": split, "--at-model-size": at_model_size})
     if resume and save is None:
         raise typer.BadParameter("only together with --save", param_hint="--resume")
     config, options = pruning.load(), windows.given()
@@ -52,6 +51,8 @@ def evaluate(
         check_writable(save / "dense" / "0.png")
     with step("find images"):
         source = labelled(data, split) if data is not None else unlabelled(images or [])
+    folders = (save / "dense", save / "pruned") if save is not None else ()
+    check_folders(folders, source, "--save")
     with step(f"load {model.model}"):
         named = model.load()
         device = torch.device(named.device)
@@ -61,9 +62,8 @@ def evaluate(
         fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
         classes = named.count_classes()
     if save is not None:
-        check_classes(classes, "--save")
-    if source.data.classes not in (None, classes):
-        raise _unfit(data, f"{source.data.classes} classes", f"a model of {classes} classes")
+        check_palette(classes, "--save")
+    check_classes(source.data, classes)
     if at_model_size and isinstance(source.data, Labelled):
         source = Source(source.ids, source.data.resized(named.img_size))
     runs = [dense, replace(dense, run=fast)]
@@ -73,8 +73,7 @@ def evaluate(
     if save is not None:
         with step("take stock of the model"):
             coloured = replace(named, colours=named.colours or source.data.colours)
-            kept = LabelMaps((save / "dense", save / "pruned"), coloured.palette(classes),
-                             origin(named, fast, **options))
+            kept = LabelMaps(folders, coloured.palette(classes), origin(named, fast, **options))
     with joined(device) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"score {len(own)} of {count} images", total=len(own)):
@@ -87,7 +86,7 @@ def evaluate(
             try:
                 _score(maps, label, meters)
             except ValueError as error:  # the meter's: a label that is no class
-                raise _unfit(source.ids[i], f"labels of a model of {classes} classes", str(error)) from error
+                raise unfit(source.ids[i], f"labels of a model of {classes} classes", str(error)) from error
         parts = ranks.gather(meters)
     if ranks.first:
         for part in parts[1:]:
@@ -120,7 +119,8 @@ def _print(
             scores[name] = {key: pair[i] for key, pair in found.items()}
             if data is not None:
                 scores[name]["iou_per_class"] = meters[i].iou_per_class()
-        print_json({"model": named.name, "data": data, "images": count, "flops_cut": report.flops_cut, **scores,
+        print_json({"model": named.name, "data": data, "images": count, "gflops_dense": report.gflops_dense,
+                    "gflops_pruned": report.gflops_pruned, "flops_cut": report.flops_cut, **scores,
                     "agreement": agreement, "class_names": class_names, "notes": notes})
         return
     rows = [("GFLOPs an image or window", f"{report.gflops_dense:.3f}", f"{report.gflops_pruned:.3f}",
@@ -131,10 +131,3 @@ def _print(
     print_table(f"{named.name} on {count} images" + (f" of {data}" if data else ""),
                 ("", "dense", "pruned", "change"), rows)
     print_notes(notes)
-
-
-def _unfit(where: str | None, expected: str, got: str) -> LvtpError:
-    return LvtpError(
-        Code.BAD_EXAMPLE, where=where or "data", expected=expected, got=got, why="labels are compared class by class",
-        hint="a model that was trained on these classes, or --images for the agreement alone",
-    )

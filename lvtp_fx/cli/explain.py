@@ -51,9 +51,12 @@ def explain(
     for path in (html, graph, graph_before):
         if path is not None:
             check_writable(path)
+    for option, path in (("--graph", graph), ("--graph-before", graph_before)):
+        if path is not None:
+            _check_ending(path, option)
     config = pruning.load()
     with step(f"load {model.model}"):
-        named = model.load()
+        named = model.load(runs=html is not None)
     inputs = named.inputs(1)
     with step("explain"):
         captured = api.captured_of(named.model, inputs)
@@ -87,13 +90,27 @@ def _explained(
     return lvtp_fx.explain(captured, config=config), None
 
 
+def _check_ending(path: Path, option: str) -> None:
+    """Fail before minutes of work, and not after them.
+
+    Raises:
+        typer.BadParameter: a graph is not written in a file of that name.
+    """
+    from lvtp_fx.pictures.graph import check_ending
+
+    try:
+        check_ending(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
 def _graph(path: Path, module: fx.GraphModule, title: str, option: str) -> None:
     from lvtp_fx.pictures.graph import write
 
     with step(f"write {path}"):
         try:
             write(path, module, title)
-        except (ValueError, RuntimeError) as error:  # another ending; no Graphviz
+        except RuntimeError as error:  # no Graphviz
             raise typer.BadParameter(str(error), param_hint=option) from None
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 import typer
 from torch import fx
 
+from lvtp_fx.cli.source import Files, Source
 from lvtp_fx.digest import digest, digest_of
 from lvtp_fx.models.named import Named
 from lvtp_fx.models.palette import PALETTE_SIZE, Palette, read_labels, save_labels
+from lvtp_fx.models.preprocess import ProcessorPreprocess
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,33 @@ def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
         fast: the transformed model; its graph tells of the dense one's, too.
         options: of the predictor.
     """
-    return digest(fast, named.device, sorted(options.items()), named.inputs(1))
+    import torchvision  # takes seconds; whoever has images has it imported by now
+
+    versions = [torchvision.__version__, PIL.__version__]
+    if isinstance(named.preprocess, ProcessorPreprocess):
+        import transformers
+
+        versions.append(transformers.__version__)
+    # An image of the model's size would not tell how others are resized: this one shrinks one way and grows the other.
+    height, width = named.img_size
+    noise = torch.randint(0, 256, (3, 2 * height + 1, width // 2 + 1), generator=torch.Generator().manual_seed(0),
+                          dtype=torch.uint8)
+    seen = named.preprocess(noise, named.img_size)
+    return digest(fast, named.device, (sorted(options.items()), versions), [*named.inputs(1), seen])
+
+
+def check_folders(folders: Sequence[Path], source: Source, option: str) -> None:
+    """Whether maps in `folders` stay apart from the images: they would take their places, or be taken for images later.
+
+    Raises:
+        typer.BadParameter: one is the folder of an image.
+    """
+    files = source.data.paths if isinstance(source.data, Files) else ()
+    taken = {near for file in files for near in (file.parent, file.resolve().parent)}
+    for folder in folders:
+        if folder.is_dir() and any(folder.samefile(near) for near in taken):
+            raise typer.BadParameter(f"{folder} is the folder of an image that is read: its label map would overwrite "
+                                     "it, or be taken for an image; give another folder", param_hint=option)
 
 
 def check_classes(classes: int, option: str) -> None:

@@ -12,14 +12,14 @@ from typing import Annotated, Any, cast
 import torch
 import typer
 
-from lvtp_fx.config import STRATEGIES, Config, resolve
+from lvtp_fx.config import AIMS, STRATEGIES, Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.adapters import Head
 from lvtp_fx.models.decoders import HEADS
 from lvtp_fx.models.named import Named, load_named
 from lvtp_fx.models.predict import Predictor
 from lvtp_fx.models.preprocess import Size
-from lvtp_fx.models.request import FORMS, Request
+from lvtp_fx.models.request import FORMS, Request, bad_device
 from lvtp_fx.ranks import own_device
 
 Strategy = StrEnum("Strategy", {name: name for name in STRATEGIES})  # type: ignore[misc]
@@ -46,7 +46,7 @@ def size_of(text: str) -> Size:
         typer.BadParameter: it is neither.
     """
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise typer.BadParameter(f"expected HEIGHTxWIDTH or SIDE in px, got {text!r}")
     return int(sides[0]), int(sides[-1])
 
@@ -74,12 +74,17 @@ class ModelOptions:
     dtype: Annotated[Dtype | None, _of_model(
         metavar="TYPE", help=f"Float type it runs in: {', '.join(Dtype)}; the first without it.")] = None
 
-    def load(self) -> Named:
+    def load(self, runs: bool = True) -> Named:
         """The model.
 
+        Args:
+            runs: it is to compute something, and not looked at alone.
+
         Raises:
-            LvtpError, ImportError: as `load_named`.
+            LvtpError, ImportError: as `load_named`. LvtpError: LVTP106 where it runs on a device without data.
         """
+        if runs and self.device.partition(":")[0] == "meta":
+            raise bad_device(self.device, "its tensors hold no data")
         return load_named(Request(
             self.model, size_of(self.size) if self.size else None, cast(Head | None, self.head and self.head.value),
             self.classes, self.weights, own_device(self.device),
@@ -111,7 +116,7 @@ class PruningOptions:
         """The fields that were given on the command line.
 
         Raises:
-            typer.BadParameter: a value that cannot be read.
+            typer.BadParameter: a value that cannot be read, or several that say how much is pruned.
         """
         given: dict[str, Any] = {}
         for text in self.set_ or ():
@@ -119,23 +124,19 @@ class PruningOptions:
             if not equals:
                 raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--set")
             given[name] = _value(value)
-        given |= self._how_much()
+        if self.flops_cut is not None:
+            given["flops_cut"] = self.flops_cut
+        if self.latency_cut is not None:
+            given["latency_cut"] = self.latency_cut
+        if self.keep_ratio is not None:
+            given["keep_ratio"] = _numbers(self.keep_ratio, float, "--keep-ratio")
+        if sum(given.get(name) is not None for name in AIMS) > 1:
+            raise typer.BadParameter("give one of --flops-cut, --latency-cut and --keep-ratio")
         if self.sites is not None:
             given["sites"] = self.sites if self.sites in ("auto", "every") else _listed(self.sites)
         if self.strategy is not None:
             given["strategy"] = self.strategy.value
         return given
-
-    def _how_much(self) -> dict[str, Any]:
-        """What is given of flops_cut, latency_cut and keep_ratio, and None for those of a file that would hide it."""
-        cuts = {"latency_cut": self.latency_cut, "keep_ratio": self.keep_ratio}
-        if self.flops_cut is None and all(value is None for value in cuts.values()):
-            return {}
-        if sum(value is not None for value in (self.flops_cut, *cuts.values())) > 1:
-            raise typer.BadParameter("give one of --flops-cut, --latency-cut and --keep-ratio")
-        if self.keep_ratio is not None:
-            cuts["keep_ratio"] = _numbers(self.keep_ratio, float, "--keep-ratio")
-        return cuts | ({"flops_cut": self.flops_cut} if self.flops_cut is not None else {})
 
     def load(self) -> Config:
         """The configuration.
@@ -187,9 +188,8 @@ def read_config(path: Path) -> Config:
     Raises:
         LvtpError: LVTP201. OSError: the file cannot be read.
     """
-    text = path.read_text()
     try:
-        given = json.loads(text)
+        given = json.loads(path.read_text(encoding="utf-8"))  # UnicodeDecodeError is a ValueError, too
         if not isinstance(given, dict):
             raise ValueError(f"it holds a {type(given).__name__}")
     except ValueError as error:

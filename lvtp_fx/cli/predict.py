@@ -11,7 +11,7 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.label_maps import LabelMaps, check_classes, origin
+from lvtp_fx.cli.label_maps import LabelMaps, check_classes, check_folders, origin
 from lvtp_fx.cli.options import Json, Limit, ModelOptions, PruningOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, step, track
 from lvtp_fx.cli.source import unlabelled
@@ -40,6 +40,7 @@ def predict(
     check_writable(out / "0.png")
     with step("find images"):
         source = unlabelled(images)
+    check_folders([out], source, "--out")
     with step(f"load {model.model}"):
         named = model.load()
         device = torch.device(named.device)
@@ -67,8 +68,9 @@ def predict(
     report = cast(lvtp_fx.Report, fast.report)
     notes = [*named.notes, *report.notes]
     if as_json:
-        print_json({"model": named.name, "images": count, "made": made, "out": str(out), "flops_cut": report.flops_cut,
-                    "notes": notes})
+        print_json({"model": named.name, "images": count, "made": made, "out": str(out),
+                    "gflops_dense": report.gflops_dense, "gflops_pruned": report.gflops_pruned,
+                    "flops_cut": report.flops_cut, "notes": notes})
         return
     typer.echo(f"GFLOPs an image or window: {report.gflops_dense:.3f} -> {report.gflops_pruned:.3f} "
                f"({-report.flops_cut:+.1%})")

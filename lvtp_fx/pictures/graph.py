@@ -76,15 +76,24 @@ def write(path: str | Path, module: fx.GraphModule, title: str = "") -> None:
     """Write the graph as `.dot`, `.gv` or `.svg`, as the name of the file ends; its folder is made where it is missing.
 
     Raises:
-        ValueError: for another ending. RuntimeError: as `svg`.
+        ValueError: as `check_ending`. RuntimeError: as `svg`.
     """
     path = Path(path)
-    if path.suffix not in (".dot", ".gv", ".svg"):
-        raise ValueError(f"a graph is written as .dot, .gv or .svg, got {path.name!r}")
+    check_ending(path)
     text = dot(module, title)
     text = svg(text) if path.suffix == ".svg" else text
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def check_ending(path: Path) -> None:
+    """Whether `write` writes such a file.
+
+    Raises:
+        ValueError: for another ending.
+    """
+    if path.suffix not in (".dot", ".gv", ".svg"):
+        raise ValueError(f"a graph is written as .dot, .gv or .svg, got {path.name!r}")
 
 
 def role(node: fx.Node) -> str | None:

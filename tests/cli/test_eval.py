@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import lvtp_fx
+from lvtp_fx.cli.label_maps import origin
 from lvtp_fx.models.datasets import open_dataset
 from lvtp_fx.models.metrics import SegmentationMeter
+from lvtp_fx.models.named import load_named
+from lvtp_fx.models.request import Request
 from tests.cli.helpers import COLOURS, MODEL, Call, found, named, only_line
+
+
+def write_beit(folder: Path) -> None:
+    """A small segmenter of transformers, and its image processor."""
+    from transformers import BeitConfig, BeitForSemanticSegmentation, BeitImageProcessor
+
+    config = BeitConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=64,
+                        patch_size=8, out_indices=[0, 1, 2, 3], num_labels=5, use_auxiliary_head=False)
+    BeitForSemanticSegmentation(config).save_pretrained(folder)
+    BeitImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
 
 
 def scores(at_model_size: bool) -> dict[str, Any]:
@@ -44,6 +59,7 @@ def test_eval_scores_labelled_images(call: Call, at_model_size: bool) -> None:
     assert value["pruned"]["boundary_miou"] == pytest.approx(wanted["near"])
     assert value["agreement"] == pytest.approx(wanted["agreement"])
     assert wanted["dense"] != wanted["pruned"]
+    assert value["gflops_pruned"] == pytest.approx((1 - value["flops_cut"]) * value["gflops_dense"])
 
 
 def test_eval_draws_in_the_colours_of_the_data(call: Call, folder: Path) -> None:
@@ -100,6 +116,48 @@ def test_eval_in_windows_scores_otherwise(call: Call) -> None:
     text = ["eval", MODEL, "--keep-ratio", "0.8", "--data", "camvid:set"]
     assert "the window's side" in call(*text, "--stride", "64", code=2).stderr
     assert "needs a stride" in call(*text, "--short-side", "64", code=2).stderr
+
+
+def test_maps_of_another_preprocessing_are_made_anew(call: Call, folder: Path) -> None:
+    """How images are resized is nothing that an image of the model's own size tells."""
+    text = ["predict", "hf:beit", "--images", "photos", "--out", "maps", "--keep-ratio", "0.8", "--resume", "--json"]
+    write_beit(folder / "beit")
+    assert [found(call(*text))["made"] for _ in range(2)] == [3, 0]
+    file = folder / "beit/preprocessor_config.json"
+    card = json.loads(file.read_text())
+    file.write_text(json.dumps({**card, "resample": 0}))
+    assert card["resample"] != 0
+    assert [found(call(*text))["made"] for _ in range(2)] == [3, 0]
+
+
+@pytest.mark.parametrize("module", ["torchvision", "PIL", "transformers"])
+def test_label_maps_depend_on_who_resized_the_image(
+    folder: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_beit(folder / "beit")
+    beit = load_named(Request("hf:beit"))
+    fast = lvtp_fx.transform(beit.model, beit.inputs(1), keep_ratio=0.8)
+    before = origin(beit, fast, stride=None)
+    assert origin(beit, fast, stride=None) == before
+    monkeypatch.setattr(importlib.import_module(module), "__version__", "another")
+    assert origin(beit, fast, stride=None) != before
+
+
+def test_eval_does_not_write_among_the_images(call: Call, folder: Path) -> None:
+    (folder / "photos").rename(folder / "dense")
+    before = (folder / "dense/p0.png").read_bytes()
+    wrong = call("eval", "none:none", "--images", "dense", "--save", ".", code=2)
+    assert "Invalid value for --save: dense is the folder of an image that is read" in only_line(wrong.stderr)
+    (folder / "dense").rename(folder / "pruned")
+    wrong = call("eval", "none:none", "--images", "pruned/p0.png", "--save", ".", code=2)
+    assert "Invalid value for --save: pruned is the folder of an image that is read" in only_line(wrong.stderr)
+    assert (folder / "pruned/p0.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", [("--split", "test"), ("--at-model-size",)])
+def test_eval_refuses_what_says_nothing_of_images(call: Call, option: tuple[str, ...]) -> None:
+    wrong = call("eval", "none:none", "--images", "photos", *option, code=2)
+    assert f"Invalid value for {option[0]}: only together with --data" in only_line(wrong.stderr)
 
 
 def test_eval_refuses_what_it_cannot_score(call: Call, folder: Path) -> None:

@@ -69,3 +69,8 @@ def test_explain_writes_the_graph(call: Call, folder: Path) -> None:
         refused = call("explain", MODEL, "--keep-ratio", "0.8", option, "out/graph.png", code=2)
         assert ".dot, .gv or .svg" in " ".join(refused.stderr.split())
         assert option in refused.stderr
+
+
+def test_explain_needs_no_data(call: Call) -> None:
+    text = ("explain", MODEL, "--keep-ratio", "0.8")
+    assert call(*text, "--device", "meta").stdout == call(*text).stdout

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lvtp_fx.cli.command import command
 from lvtp_fx.cli.options import PruningOptions, Strategy, read_config, size_of, write_config
 from lvtp_fx.cli.output import bar, print_json, step, track
-from lvtp_fx.config import Config
+from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError, one_line
 
 
@@ -23,7 +23,7 @@ def test_size(text: str, size: tuple[int, int]) -> None:
     assert size_of(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "3x", "0", "1x2x3", "-3", "3.5"])
+@pytest.mark.parametrize("text", ["", "x", "3x", "0", "1x2x3", "-3", "3.5", "²"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="HEIGHTxWIDTH"):
         size_of(text)
@@ -45,6 +45,7 @@ def test_options_become_a_config(options: dict[str, Any], config: Config) -> Non
 
 @pytest.mark.parametrize("options", [
     {"keep_ratio": "much"}, {"sites": "1,b"}, {"set_": ["rounds"]}, {"flops_cut": 0.3, "keep_ratio": "0.5"},
+    {"flops_cut": 0.3, "set_": ["keep_ratio=0.5"]}, {"set_": ["keep_ratio=0.5", "latency_cut=0.2"]},
 ])
 def test_unreadable_values_are_wrong_usage(options: dict[str, Any]) -> None:
     with pytest.raises(typer.BadParameter):
@@ -67,6 +68,26 @@ def test_config_file_is_read_back_and_single_options_lie_on_top(tmp_path: Path) 
     assert (cut.flops_cut, cut.keep_ratio, cut.sites) == (0.2, None, (1, 3))
     kept = PruningOptions(config=path, keep_ratio="0.5").load()
     assert (kept.keep_ratio, kept.strategy) == (0.5, "grid")
+    cut = PruningOptions(config=path, set_=["flops_cut=0.3"]).load()
+    assert (cut.flops_cut, cut.keep_ratio, cut.sites) == (0.3, None, (1, 3))
+
+
+def test_what_is_asked_for_anew_is_not_hidden_by_what_was_asked_for_before() -> None:
+    kept, timed = Config(flops_cut=0.4, keep_ratio=0.7, align=8), Config(latency_cut=0.2, align=8)
+    assert resolve(kept, {"flops_cut": 0.6}) == Config(flops_cut=0.6, align=8)
+    assert resolve(kept, {"latency_cut": 0.2}) == Config(flops_cut=0.4, latency_cut=0.2, align=8)
+    assert resolve(timed, {"keep_ratio": 0.5}) == Config(keep_ratio=0.5, align=8)
+    assert resolve(timed, {"flops_cut": 0.5}) == Config(flops_cut=0.5, align=8)
+    assert resolve(kept, {"flops_cut": 0.6, "keep_ratio": 0.5}) == Config(flops_cut=0.6, keep_ratio=0.5, align=8)
+    assert resolve(kept, {"align": 4}) == Config(flops_cut=0.4, keep_ratio=0.7, align=4)
+    assert resolve(kept, {"latency_cut": None}) == kept
+
+
+def test_config_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b'{"strategy": "gr\xfc\xdf"}')
+    with pytest.raises(LvtpError, match=r"(?s)LVTP201 .*config\.json.*a JSON object of fields.*can't decode byte 0xfc"):
+        read_config(path)
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lvtp_fx.cli.source import unlabelled
 from tests.cli.helpers import MODEL, Call, found, only_line
 
 PREDICT = ("predict", MODEL, "--images", "photos", "--out", "maps")
@@ -29,6 +30,7 @@ def test_keep_ratio_one_is_the_dense_model(call: Call, folder: Path) -> None:
     value = found(call(*PREDICT, "--keep-ratio", "1", "--limit", "2", "--json"))
     assert (value["images"], value["made"], value["out"]) == (2, 2, "maps")
     assert value["flops_cut"] == 0
+    assert 0 < value["gflops_dense"] == value["gflops_pruned"]
     call("eval", MODEL, "--images", "photos", "--keep-ratio", "0.6", "--save", "both")
     for i in range(2):
         with Image.open(folder / f"maps/p{i}.png") as got, Image.open(folder / f"both/dense/p{i}.png") as want:
@@ -44,6 +46,32 @@ def test_predict_goes_on_with_the_maps_that_are_of_the_same_making(call: Call, f
     Image.new("RGB", (40, 40), "red").save(folder / "photos/p1.png")
     assert found(call(*PREDICT, "--keep-ratio", "0.6", "--resume", "--json"))["made"] == 1
     assert found(call(*PREDICT, "--keep-ratio", "0.7", "--resume", "--json"))["made"] == 3
+
+
+def test_predict_does_not_write_among_the_images(call: Call, folder: Path) -> None:
+    """Neither over them, nor beside them, where the next run would take a map for an image."""
+    (folder / "link").symlink_to(folder / "photos")
+    (folder / "linked").mkdir()
+    (folder / "linked/q.png").symlink_to(folder / "photos/p1.png")
+    before = {path: path.read_bytes() for path in (folder / "photos").iterdir()}
+    for images, out in (("photos", "photos"), ("photos/p0.png", "photos"), ("photos", "link"), ("link", "photos"),
+                        ("photos", "maps/../photos"), ("linked", "photos"), ("linked", "linked")):
+        wrong = call("predict", "none:none", "--images", images, "--out", out, code=2)
+        assert f"Invalid value for --out: {out} is the folder of an image that is read" in only_line(wrong.stderr)
+    assert {path: path.read_bytes() for path in (folder / "photos").iterdir()} == before
+    call(*PREDICT[:-1], "photos/maps", "--keep-ratio", "1", "--limit", "1")
+
+
+def test_images_of_one_name_are_told_apart_and_the_others_keep_theirs(call: Call, folder: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(folder / "photos/p1.jpg")
+    call(*PREDICT, "--keep-ratio", "1")
+    assert sorted(path.name for path in (folder / "maps").iterdir()) == [
+        "0001_p1.png", "0002_p1.png", "p0.png", "p2.png"]
+    paths = [Path("a/x.png"), Path("b/x.png"), Path("c/0000_x.png")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(path)
+    assert unlabelled(paths).ids == ("0000_x", "0001_x", "0002_0000_x")
 
 
 def test_predict_refuses_before_it_works(call: Call, folder: Path) -> None:

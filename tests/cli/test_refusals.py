@@ -32,6 +32,13 @@ def test_missing_extra_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) 
     (("explain", MODEL, "--graph", "file/graph.dot"), "LVTP502 file-not-usable at file"),
     (("calibrate", MODEL, "--images", "photos", "--flops-cut", "0.1", "--out", "photos"), "LVTP502"),
     (("eval", MODEL, "--images", "photos", "--save", "file"), "LVTP502 file-not-usable at file"),
+    (("explain", "none:none", "--graph", "a.png"), "LVTP503 wrong-usage at lvtp-fx explain: expected options and "
+     "arguments as its help lists them; got Invalid value for --graph: a graph is written as .dot, .gv or .svg"),
+    (("predict", MODEL, "--device", "meta", "--images", "photos", "--out", "maps"), "LVTP106 not-a-model-to-transform "
+     "at meta: expected a device of this machine; got its tensors hold no data"),
+    (("verify", MODEL, "--device", "meta"), "LVTP106 not-a-model-to-transform at meta"),
+    (("explain", MODEL, "--device", "meta", "--html", "a.html"), "LVTP106 not-a-model-to-transform at meta"),
+    (("explain", MODEL, "--size", "²"), "LVTP503 wrong-usage at lvtp-fx explain"),
     (("explain", MODEL, "--config", "none.json"), "LVTP502 file-not-usable at none.json"),
     (("eval", MODEL, "--images", "photos", "--batch", "2"), "LVTP503 wrong-usage at lvtp-fx eval: expected options and "
      "arguments as its help lists them; got Invalid value for --batch: only together with --stride"),
