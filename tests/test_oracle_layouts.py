@@ -24,7 +24,7 @@ class HeadsFirst(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, H, D)).permute(2, 3, 0, 1, 4)  # [H, B, N, D] each
         if self.merged:
-            y = F.scaled_dot_product_attention(*(t.flatten(0, 1) for t in (q, k, v))).unflatten(0, (H, len(x)))
+            y = F.scaled_dot_product_attention(*(t.flatten(0, 1) for t in (q, k, v))).unflatten(0, (H, x.shape[0]))
         else:
             y = F.scaled_dot_product_attention(q, k, v)
         out: torch.Tensor = self.proj(y.permute(1, 2, 0, 3).flatten(2))
@@ -52,7 +52,7 @@ class Reading(TinyViT):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         x = self.embed(image)
-        read = self.register.expand(len(image), -1, -1)
+        read = self.register.expand(image.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x)
             k, v = self.kv(x).chunk(2, dim=-1)
