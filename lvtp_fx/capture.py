@@ -86,21 +86,30 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
-            batch = batch_size(args, kwargs)
-            alone = batch_size(*wide) != batch  # one image was captured as two
-            if any(bounds.upper < _UNBOUNDED for bounds in program.range_constraints.values()):
-                note = f"the batch size is fixed at {batch}: the model does something else with more images"
-            elif alone and not free.note and differs_alone(copied, free.module, args, kwargs):
-                note = "the batch size is fixed at 1: the model does something else with several images"
-            elif not free.note or not alone:
+            note = _why_fixed(program, free, copied, args, kwargs)
+            if not note:
                 return free
-            else:
-                note = f"the batch size is fixed at {batch}: the captured graph was specialised to it"
         try:
             program, read = _exported(copied, args, kwargs, dynamic=False)
         except Exception as error:
             raise cannot_capture(model, error) from error
         return _finish(program, read, args, kwargs, note)
+
+
+def _why_fixed(
+    program: ExportedProgram, free: Capture, copied: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    """Why the graph that was captured with a free batch is not the model's for the user's own, or ""."""
+    batch = batch_size(args, kwargs)
+    if any(bounds.upper < _UNBOUNDED for bounds in program.range_constraints.values()):
+        return f"the batch size is fixed at {batch}: the model does something else with more images"
+    if batch_size(free.args, free.kwargs) == batch:
+        return ""
+    if free.note:  # one image was captured as two, and two is what the graph is for
+        return f"the batch size is fixed at {batch}: the captured graph was specialised to it"
+    if differs_alone(copied, free.module, args, kwargs):
+        return "the batch size is fixed at 1: the model does something else with several images"
+    return ""
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:
