@@ -87,7 +87,7 @@ def check_folders(folders: Sequence[Path], source: Source, option: str) -> None:
                                      "it, or be taken for an image; give another folder", param_hint=option)
 
 
-def check_classes(classes: int, option: str) -> None:
+def check_palette(classes: int, option: str) -> None:
     """Whether their maps can be written.
 
     Raises:

@@ -11,7 +11,7 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.label_maps import LabelMaps, check_classes, check_folders, origin
+from lvtp_fx.cli.label_maps import LabelMaps, check_palette, check_folders, origin
 from lvtp_fx.cli.options import Json, Limit, ModelOptions, PruningOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, step, track
 from lvtp_fx.cli.source import unlabelled
@@ -49,7 +49,7 @@ def predict(
     with step("transform"):
         fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
         classes = named.count_classes()
-    check_classes(classes, "--out")
+    check_palette(classes, "--out")
     run = replace(predictor, run=fast)
     with step("take stock of the model"):
         maps = LabelMaps((out,), named.palette(classes), origin(named, fast, **options))
