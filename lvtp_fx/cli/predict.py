@@ -11,7 +11,7 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.label_maps import LabelMaps, check_palette, check_folders, origin
+from lvtp_fx.cli.label_maps import LabelMaps, check_folders, check_palette, origin
 from lvtp_fx.cli.options import Json, Limit, ModelOptions, PruningOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, step, track
 from lvtp_fx.cli.source import unlabelled
