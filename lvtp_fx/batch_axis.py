@@ -63,3 +63,10 @@ def at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[A
 
     args, kwargs = pytree.tree_map(twice, (args, kwargs))
     return args, kwargs
+
+
+def first_image(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same inputs for the first image of the batch alone."""
+    batch = batch_size(args, kwargs)
+    args, kwargs = pytree.tree_map(lambda leaf: leaf[:1] if is_batched(leaf, batch) else leaf, (args, kwargs))
+    return args, kwargs

@@ -18,7 +18,15 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
-from lvtp_fx.batch_axis import BATCH_STAND_IN, at_least_two, batch_size, fixed_size, is_batched, normal
+from lvtp_fx.batch_axis import (
+    BATCH_STAND_IN,
+    at_least_two,
+    batch_size,
+    first_image,
+    fixed_size,
+    is_batched,
+    normal,
+)
 from lvtp_fx.buffer_reads import reading_buffers
 from lvtp_fx.capture_refusals import (
     cannot_capture,
@@ -103,12 +111,12 @@ def _why_fixed(
     batch = batch_size(args, kwargs)
     if any(bounds.upper < _UNBOUNDED for bounds in program.range_constraints.values()):
         return f"the batch size is fixed at {batch}: the model does something else with more images"
-    if batch_size(free.args, free.kwargs) == batch:
-        return ""
-    if free.note:  # one image was captured as two, and two is what the graph is for
-        return f"the batch size is fixed at {batch}: the captured graph was specialised to it"
-    if differs_alone(copied, free.module, args, kwargs):
-        return "the batch size is fixed at 1: the model does something else with several images"
+    if free.note:  # where one image was captured as two, two is what the graph is for
+        wanted = batch_size(free.args, free.kwargs) == batch
+        return "" if wanted else f"the batch size is fixed at {batch}: the captured graph was specialised to it"
+    if differs_alone(copied, free.module, *first_image(args, kwargs)):
+        return f"the batch size is fixed at {batch}: the model does something else with " + (
+            "several images" if batch == 1 else "one image alone")
     return ""
 
 

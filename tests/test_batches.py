@@ -95,7 +95,7 @@ class Branching(TinyViT):
 
 @pytest.mark.parametrize(("apart", "batch", "note"), [
     (lambda n: n == 1, 1, "the batch size is fixed at 1: the model does something else with several images"),
-    (lambda n: n == 1, 2, ""),
+    (lambda n: n == 1, 2, "the batch size is fixed at 2: the model does something else with one image alone"),
     (lambda n: n > 3, 2, "the batch size is fixed at 2: the model does something else with more images"),
     (lambda n: n < 0, 1, ""),
 ])
