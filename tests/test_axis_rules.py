@@ -158,11 +158,6 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "concatenate": (
         aten.concatenate.default, lambda m: torch.concatenate([m.tokens[:, :1], m.tokens], 1), "# 2+8x6 32"),
     "stack": (aten.stack.default, lambda m: torch.stack([m.tokens, m.tokens], 1), "# 2 1+8x6 32"),
-    "pairs as complex numbers": (
-        aten.view_as_complex.default, lambda m: torch.view_as_complex(m.tokens.unflatten(-1, (16, 2))), "# 1+8x6 16"),
-    "complex numbers as pairs": (
-        aten.view_as_real.default,
-        lambda m: torch.view_as_real(torch.view_as_complex(m.heads.unflatten(-1, (8, 2)))), "# 2 1+8x6 8 2"),
     # contract
     "matmul": (aten.matmul.default, lambda m: m.tokens @ m.wide, "# 1+8x6 5"),
     "scores": (aten.matmul.default, lambda m: m.heads @ m.heads.mT, "# 2 1+8x6 1+8x6"),

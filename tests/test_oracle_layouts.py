@@ -66,27 +66,6 @@ def blocks(*attentions: nn.Module) -> nn.Module:
     return TinyViT([PreNorm(attention) for attention in attentions])
 
 
-class Rotating(nn.Module):
-    """A rotary embedding by complex numbers."""
-
-    turn: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
-        angles = torch.arange(N)[:, None] * torch.arange(1, D // 2 + 1) / 10
-        self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles))
-
-    def turned(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * self.turn).flatten(-2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, H, D)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(self.turned(q.contiguous()), self.turned(k.contiguous()), v)
-        out: torch.Tensor = self.proj(y.transpose(1, 2).flatten(2))
-        return out
-
-
 class Pooled(nn.Module):
     """Keys of a smaller grid, with a bias for each pair; renormalised, as spelled-out attention may be."""
 
@@ -110,7 +89,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "a key of zeros": lambda: blocks(Attention(fused), OneToken(zero=True), Attention(fused)),
     "a key that is trained": lambda: blocks(Attention(fused), OneToken(zero=False), Attention(fused)),
     "one query": Reading,
-    "a rotation by complex numbers": lambda: blocks(*(Rotating() for _ in range(3))),
     "keys of another grid": lambda: blocks(Attention(fused), Pooled(fused=True), Attention(fused)),
     "keys of another grid, spelled out": lambda: blocks(Attention(fused), Pooled(fused=False), Attention(fused)),
 }

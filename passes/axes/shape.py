@@ -84,13 +84,6 @@ def expand(node: fx.Node, reader: Reader) -> Flow:
     return Flow(out, {x: label})
 
 
-def complex_pairs(node: fx.Node, reader: Reader) -> Flow:
-    """`view_as_complex`, `view_as_real`: two real numbers in the last axis, or one complex one without it."""
-    x = tensors(node)[0]
-    label = reader.label(x)
-    return Flow(label[:-1] if node.target is aten.view_as_complex.default else (*label, plain(2)), {x: label})
-
-
 def select(node: fx.Node, reader: Reader) -> Flow:
     """One entry of an axis: a prefix or suffix token may be picked in any space."""
     x = tensors(node)[0]
@@ -238,7 +231,6 @@ RULES: dict[object, Rule] = {
                      aten.flatten.using_ints, aten.unflatten.int), view),
     **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), permute),
     aten.unsqueeze.default: unsqueeze,
-    **dict.fromkeys((aten.view_as_complex.default, aten.view_as_real.default), complex_pairs),
     **dict.fromkeys((aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), squeeze),
     aten.expand.default: expand,
     aten.select.int: select,
