@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rivals import rivals
 
+from lvtp_fx.cli.output import plain
+
 ALL = [name for name in rivals() if not name.startswith("lvtp ")]
 
 
@@ -35,8 +37,7 @@ def where(device: str) -> str:
 
 def figures(rows: Sequence[Measured], title: str) -> dict[str, Any]:
     """All figures as plain values; NaN is None, JSON has none."""
-    found = {"title": title, "rows": [asdict(row) for row in rows]}
-    return json.loads(json.dumps(found), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+    return plain({"title": title, "rows": [asdict(row) for row in rows]})  # type: ignore[no-any-return]
 
 
 def _processor() -> str:

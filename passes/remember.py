@@ -23,7 +23,6 @@ def state_record(plan: Plan, state: fx.Node, pruned_name: str, entry: fx.Node | 
 def hook_records(plan: Plan) -> Iterator[HookRecord]:
     """The attentions on fewer tokens, in the trunk or in a later stream. One whose operands are all computed on the
     full grid (from a convolution over it) runs on all tokens, and has none to mask."""
-    assert plan.trunk is not None
     reducible = plan.reducible
     for match in plan.attentions:
         if not (match.node in reducible and plan.spaces[match.node]):
@@ -31,10 +30,9 @@ def hook_records(plan: Plan) -> Iterator[HookRecord]:
         uses = plan.flows[match.node].uses
         rows, columns = (token_factor(uses[n][-2]) if isinstance(n, fx.Node) and n in uses else None
                          for n in match.node.args[:2])
-        if columns is not None and columns.grid == plan.trunk.grid:
-            on_grid = rows is not None and rows.grid == plan.trunk.grid
+        if columns is not None:
             yield HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
-                             (rows.before, rows.after) if rows is not None and on_grid else None,
+                             (rows.before, rows.after) if rows is not None else None,
                              _batch_place(plan.labels[match.node]))
 
 

@@ -18,7 +18,7 @@ from lvtp_fx.models.boundary import valid_pixels
 from lvtp_fx.models.datasets import Labelled, open_dataset
 from lvtp_fx.models.images import find_images, read_image
 from lvtp_fx.models.named import Named
-from lvtp_fx.ranks import joined, reproducible
+from lvtp_fx.ranks import joined
 
 
 @command
@@ -53,14 +53,11 @@ def calibrate(
         raise typer.BadParameter("give either --flops-cut or --max-drop", param_hint="--flops-cut")
     check_writable(out)
     base = read_config(pruning.config) if pruning.config is not None else None
-    with step(f"load {model.model}"):
-        named = model.load()
-    device = torch.device(named.device)
-    reproducible(device)
+    named = model.load_shared()
     with step("read images"):
         x, label = _read(named, images, data, split, limit, labels)
     trials = out.with_name(f"{out.name}.trials")
-    with joined(device) as ranks, bar("calibrate", passes) as show:
+    with joined(torch.device(named.device)) as ranks, bar("calibrate", passes) as show:
         if ranks.first and not resume:
             trials.unlink(missing_ok=True)
         config = lvtp_fx.calibrate(

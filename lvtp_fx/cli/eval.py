@@ -19,7 +19,7 @@ from lvtp_fx.cli.source import Data, Source, Split, check_classes, check_given, 
 from lvtp_fx.models.datasets import Labelled
 from lvtp_fx.models.metrics import SegmentationMeter
 from lvtp_fx.models.named import Named
-from lvtp_fx.ranks import joined, reproducible
+from lvtp_fx.ranks import joined
 
 
 @command
@@ -52,10 +52,7 @@ def evaluate(
         source = labelled(data, split) if data is not None else unlabelled(images or [])
     folders = (save / "dense", save / "pruned") if save is not None else ()
     check_folders(folders, source, "--save")
-    with step(f"load {model.model}"):
-        named = model.load()
-        device = torch.device(named.device)
-        reproducible(device)
+    named = model.load_shared()
     dense = windows.predictor(named)
     with step("transform"):
         fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
@@ -73,7 +70,7 @@ def evaluate(
         with step("take stock of the model"):
             coloured = replace(named, colours=named.colours or source.data.colours)
             kept = LabelMaps(folders, coloured.palette(classes), origin(named, fast, **options))
-    with joined(device) as ranks:
+    with joined(torch.device(named.device)) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"score {len(own)} of {count} images", total=len(own)):
             image, label = source.data[i]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 import torch
 import typer
 
+from lvtp_fx.cli.output import step
 from lvtp_fx.config import AIMS, STRATEGIES, Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.models.adapters import Head
@@ -20,7 +21,7 @@ from lvtp_fx.models.named import Named, load_named
 from lvtp_fx.models.predict import Predictor
 from lvtp_fx.models.preprocess import Size
 from lvtp_fx.models.request import FORMS, Request, bad_device
-from lvtp_fx.ranks import own_device
+from lvtp_fx.ranks import own_device, reproducible
 
 Strategy = StrEnum("Strategy", {name: name for name in STRATEGIES})  # type: ignore[misc]
 HeadName = StrEnum("HeadName", {name: name for name in HEADS})  # type: ignore[misc]
@@ -89,6 +90,18 @@ class ModelOptions:
             self.model, size_of(self.size) if self.size else None, cast(Head | None, self.head and self.head.value),
             self.classes, self.weights, own_device(self.device),
             getattr(torch, self.dtype.value) if self.dtype else None))
+
+
+    def load_shared(self) -> Named:
+        """The model, for work that several processes share: each computes what one alone would, to the last bit.
+
+        Raises:
+            LvtpError, ImportError: as `load`.
+        """
+        with step(f"load {self.model}"):
+            named = self.load()
+            reproducible(torch.device(named.device))
+        return named
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def _progress(*columns: Any) -> Progress:
 
 def print_json(found: dict[str, Any]) -> None:
     """One object, on stdout; NaN, which JSON has not, is null."""
-    typer.echo(json.dumps(_plain(found)))
+    typer.echo(json.dumps(plain(found)))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -81,9 +81,10 @@ def print_notes(notes: Iterable[str]) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Values as JSON has them: NaN and infinities are None, tuples lists."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ from lvtp_fx.cli.label_maps import LabelMaps, check_folders, check_palette, orig
 from lvtp_fx.cli.options import Json, Limit, ModelOptions, PruningOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, step, track
 from lvtp_fx.cli.source import unlabelled
-from lvtp_fx.ranks import joined, reproducible
+from lvtp_fx.ranks import joined
 
 
 @command
@@ -41,10 +41,7 @@ def predict(
     with step("find images"):
         source = unlabelled(images)
     check_folders([out], source, "--out")
-    with step(f"load {model.model}"):
-        named = model.load()
-        device = torch.device(named.device)
-        reproducible(device)
+    named = model.load_shared()
     predictor = windows.predictor(named)
     with step("transform"):
         fast = lvtp_fx.transform(named.model, named.inputs(1), config=config)
@@ -55,7 +52,7 @@ def predict(
         maps = LabelMaps((out,), named.palette(classes), origin(named, fast, **options))
     count = min(limit or len(source.ids), len(source.ids))
     made = 0
-    with joined(device) as ranks:
+    with joined(torch.device(named.device)) as ranks:
         own = range(ranks.rank, count, ranks.world)
         for i in track(own, f"predict {len(own)} of {count} images", total=len(own)):
             image, _ = source.data[i]
