@@ -84,24 +84,29 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
     args, kwargs = normal(args, kwargs)
     wide = at_least_two(args, kwargs)
     with _plain_modes(args, kwargs):
-        try:
-            copied = twin(model)
-        except Exception as error:
-            raise cannot_copy(model, error) from error
+        copied = _twin(model)
         try:
             program, read = _exported(copied, *wide, dynamic=True)
             free = _finish(program, read, *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
-            note = _why_fixed(program, free, copied, args, kwargs)
+            note = _why_fixed(program, free, _twin(model), args, kwargs)
             if not note:
                 return free
         try:
-            program, read = _exported(copied, args, kwargs, dynamic=False)
+            program, read = _exported(_twin(model), args, kwargs, dynamic=False)
         except Exception as error:
             raise cannot_capture(model, error) from error
         return _finish(program, read, args, kwargs, note)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """For one run alone: export puts other dicts and lists in the place of those that its hooks write into."""
+    try:
+        return twin(model)
+    except Exception as error:
+        raise cannot_copy(model, error) from error
 
 
 def _why_fixed(
