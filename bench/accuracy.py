@@ -31,6 +31,7 @@ from accuracy_variants import DENSE, Variant, code_digest, key, parse_setting, v
 from rich.console import Console
 
 import lvtp_fx
+from lvtp_fx.cli.output import plain
 from lvtp_fx.models.metrics import BOUNDARY_PX
 from lvtp_fx.models.training import progress_bar
 from lvtp_fx.ranks import Ranks, find_device, joined, reproducible
@@ -61,7 +62,7 @@ def figures(
         "checkpoints": [{"name": one.name, "digest": one.digest, "what": one.spec.what,
                          "img_size": list(one.spec.img_size), "rows": rows[one.name]} for one in checkpoints],
         "mean": rows.get("mean", [])}
-    return json.loads(json.dumps(found), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+    return plain(found)  # type: ignore[no-any-return]
 
 
 def shown_in_gallery(found: Sequence[Variant], cut: float | None) -> Variant:
@@ -121,8 +122,8 @@ def main(
     title = f"{', '.join(one.name for one in checkpoints)}: {heading}"
     plot(plot_out, sections.get("mean", found[0].rows), BOUNDARY_PX, title)
     if json_out is not None:
-        plain = figures(data, split, images, checkpoints, resamples, sections)
-        write_text(json_out, json.dumps(plain, indent=1) + "\n")
+        written = figures(data, split, images, checkpoints, resamples, sections)
+        write_text(json_out, json.dumps(written, indent=1) + "\n")
     if gallery_out is not None:
         draw_gallery(gallery_out, checkpoints[0], images, wanted[shown - 1], kept[0][0], kept[0][shown], own_device)
 

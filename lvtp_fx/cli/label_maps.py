@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
 import typer
 from torch import fx
@@ -58,13 +58,8 @@ def origin(named: Named, fast: fx.GraphModule, **options: Any) -> str:
         fast: the transformed model; its graph tells of the dense one's, too.
         options: of the predictor.
     """
-    import torchvision  # takes seconds; whoever has images has it imported by now
-
-    versions = [torchvision.__version__, PIL.__version__]
-    if isinstance(named.preprocess, ProcessorPreprocess):
-        import transformers
-
-        versions.append(transformers.__version__)
+    libraries = ["torchvision", "pillow", *["transformers"] * isinstance(named.preprocess, ProcessorPreprocess)]
+    versions = [version(library) for library in libraries]
     # An image of the model's size would not tell how others are resized: this one shrinks one way and grows the other.
     height, width = named.img_size
     noise = torch.randint(0, 256, (3, 2 * height + 1, width // 2 + 1), generator=torch.Generator().manual_seed(0),
