@@ -43,6 +43,9 @@ class Config:
         proportional_attention: a token that owns s tokens is attended to with log s added to its score.
         restore: what a dropped token is where the full grid is needed again. "delta": as it was, plus how its owner
             has changed since; "copy": as its owner is now; "frozen": as it was.
+        restore_from: with "delta", from how many living tokens a dropped one is restored, >= 1: its owner and those
+            most similar to it, weighted by similarity.
+        restore_softness: of these weights, > 0: tokens weigh as 1 to e where their cosine similarities differ by it.
         decoder: where blocks behind the encoder attend over the same grid (a mask transformer), "reduced": they run on
             the living tokens as well, and what they add is restored behind them; "full": on all tokens.
         qs: the Tsallis orders of the attention entropy; 1 means Shannon.
@@ -71,6 +74,8 @@ class Config:
     reduce: Reduce = "merge"
     proportional_attention: bool = True
     restore: Restore = "delta"
+    restore_from: int = 3
+    restore_softness: float = 0.03
     decoder: Decoder = "reduced"
     qs: tuple[float, ...] = (0.5, 1.0, 2.0)
     entropy_direction: Literal["low", "high"] = "high"
@@ -137,7 +142,9 @@ class Config:
         cell = self.cell if isinstance(self.cell, tuple) else ()
         if len(cell) != 2 or not all(is_integer(c) and c >= 1 for c in cell):
             _refuse("cell", "(rows, columns), each >= 1", self.cell, "cell=(2, 2)")
-        for name in ("align", "entropy_keys", "rounds"):
+        if not is_number(self.restore_softness) or self.restore_softness <= 0:
+            _refuse("restore_softness", "a number > 0", self.restore_softness, "restore_from=1 needs none")
+        for name in ("align", "entropy_keys", "rounds", "restore_from"):
             value = getattr(self, name)
             if not is_integer(value) or value < 1:
                 _refuse(name, "an integer >= 1", value, f"{name}=1")

@@ -12,6 +12,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import resolve
+from lvtp_fx.ops.rows import rows
 from lvtp_fx.record import RECORD, Record
 from lvtp_fx.run_graph import Tap, run_flat
 
@@ -25,11 +26,16 @@ class Decision:
         kept: [B, K] int64, ascending: positions of the living tokens.
         owner: [B, N] int64: for every grid token, the position of the living token that stands for it; living
             tokens own themselves.
+        supports: [B, N, count] int64: for every grid token, the positions of the living tokens that what was dropped
+            here is restored from, its owner first; None where that is the owner alone.
+        shares: [B, N, count] float32: what each of them weighs.
     """
 
     site: str
     kept: torch.Tensor
     owner: torch.Tensor
+    supports: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
 
 def decisions(module: nn.Module, example_inputs: Any) -> list[Decision]:
@@ -49,7 +55,7 @@ def observe(
     """Output, decisions, and the values of the nodes called `names`."""
     graph_module, record = original(module)
     args, kwargs = resolve(graph_module, example_inputs)
-    wanted = {name for site in record.sites for name in (site.kept_node, site.owner_node)} | set(names)
+    wanted = {name for site in record.sites for name in site.nodes} | set(names)
     tap = Tap(graph_module, wanted)
     output = run_flat(tap, graph_module, args, kwargs)
     return output, resolved(record, tap.seen), {name: tap.seen[name] for name in names}
@@ -75,6 +81,12 @@ def resolved(record: Record, values: dict[str, torch.Tensor]) -> list[Decision]:
     for site in record.sites:
         kept, owner = values[site.kept_node], values[site.owner_node]
         position = kept if position is None else position.gather(1, kept)
+        supports = shares = None
+        if site.supports_node:
+            supports, shares = values[site.supports_node], values[site.shares_node]
+            if place is not None:  # tokens of the parent space stand for those dropped before
+                supports, shares = rows(supports, place), rows(shares, place)
+            supports = position.gather(1, supports.flatten(1)).view(supports.shape)
         place = owner if place is None else owner.gather(1, place)
-        result.append(Decision(site.path, position, position.gather(1, place)))
+        result.append(Decision(site.path, position, position.gather(1, place), supports, shares))
     return result

@@ -27,6 +27,7 @@ class Oracle(fx.Interpreter):
         super().__init__(captured)
         self.record = record
         self.owners = [d.owner for d in decided]  # [B, N] each, on the full grid
+        self.decided = decided
         self.states = {state.name: state for state in record.states}
         self.hooks = {hook.name: hook for hook in record.hooks}
         self.copies = {(copy.value, copy.reader): copy for copy in record.copied}
@@ -92,22 +93,24 @@ class Oracle(fx.Interpreter):
     def _restore(self, state: StateRecord) -> torch.Tensor:
         now: torch.Tensor = next(value for node, value in self.env.items() if node.name == state.name)
         if state.entry:
-            return self._undo(state, now, state.entry, self.owners[-1], None)
+            return self._undo(state, now, state.entry, self.owners[-1], None, None)
         for site in reversed(range(self.level[state.name])):
             earlier = self.owners[site - 1] if site else None
-            now = self._undo(state, now, self.record.sites[site].state, self.owners[site], earlier)
+            now = self._undo(state, now, self.record.sites[site].state, self.owners[site], earlier, self.decided[site])
         return now
 
     def _undo(
-        self, state: StateRecord, now: torch.Tensor, reduced: str, owner: torch.Tensor, earlier: torch.Tensor | None
+        self, state: StateRecord, now: torch.Tensor, reduced: str, owner: torch.Tensor, earlier: torch.Tensor | None,
+        decided: Decision | None,
     ) -> torch.Tensor:
-        """Undo the reduction of the state called `reduced`, where each token got `owner` [B, N] for `earlier`."""
+        """Undo the reduction of the state called `reduced`, where each token got `owner` [B, N] for `earlier`, as
+        `decided` says there."""
         mode = self.record.config.restore
         if mode == "copy":
             return now
         entered, left = (_grid(x[reduced], self.states[reduced]) for x in (self.entered, self.left))
         if mode == "delta":
-            return on_grid(now, state, lambda grid: entered + (grid - left))
+            return on_grid(now, state, lambda grid: entered + _change(grid - left, decided))
         if earlier is None:
             earlier = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
         lives = (owner == earlier).unsqueeze(-1)
@@ -139,6 +142,15 @@ class Oracle(fx.Interpreter):
         index[:, before : index.shape[1] - after] = owner + before
         index = _per_query(index, result, hook.batch).transpose(-2, -1)
         return result.gather(-2, index.expand_as(result))
+
+
+def _change(each: torch.Tensor, decided: Decision | None) -> torch.Tensor:
+    """The mean of how a token's supports have changed, from how each has, [B, N, C]: dropped tokens hold what their
+    owner does."""
+    if decided is None or decided.supports is None or decided.shares is None:
+        return each
+    shares = decided.shares.to(each.dtype)
+    return sum(shares[..., [i]] * rows(each, decided.supports[..., i]) for i in range(shares.shape[-1]))  # type: ignore[return-value]
 
 
 def rows(x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:

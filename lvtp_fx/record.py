@@ -19,12 +19,20 @@ class SiteRecord:
     Attributes:
         path: module path of its attention. state: node of the captured graph that is reduced.
         kept_node, owner_node: nodes of the pruned graph, [B, K] into the parent and [B, N] into this space.
+        supports_node, shares_node: [B, N, count], whom tokens are restored from; "" where that is their owner alone.
     """
 
     path: str
     state: str
     kept_node: str
     owner_node: str
+    supports_node: str = ""
+    shares_node: str = ""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All that the site decides, by name."""
+        return tuple(filter(None, (self.kept_node, self.owner_node, self.supports_node, self.shares_node)))
 
 
 @dataclass(frozen=True)

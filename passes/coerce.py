@@ -21,6 +21,8 @@ class SpaceNodes:
     Attributes:
         count: K, grid tokens. kept: [B, K] into the parent space. owner: [B, K_parent] into this space.
         position: [B, K] on the full grid. size: [B, K] float32, grid tokens each one stands for.
+        supports, shares: [B, K_parent, count], whom tokens of the parent are restored from (`lvtp.supports`); None
+            where that is their owner alone.
     """
 
     count: int
@@ -28,6 +30,8 @@ class SpaceNodes:
     owner: fx.Node | None
     position: fx.Node
     size: fx.Node
+    supports: fx.Node | None = None
+    shares: fx.Node | None = None
 
 
 @dataclass

@@ -20,7 +20,7 @@ from lvtp_fx.passes.site_nodes import site_nodes
 from lvtp_fx.passes.weigh_keys import weigh_keys
 from lvtp_fx.plan import Plan
 from lvtp_fx.record import CopyRecord, Record, SiteRecord
-from lvtp_fx.strategies import get
+from lvtp_fx.strategies import Choice, get
 
 aten = torch.ops.aten
 
@@ -190,14 +190,15 @@ class _Emitter:
         here, config = self.to.spaces[-1], self.plan.config
         context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), self.to,
                              lambda value: self._read(value, site.block))
-        kept, owner = get(config.strategy).decide(context, config)
+        choice = Choice(*get(config.strategy).decide(context, config))
+        kept, owner = choice[:2]
         reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner)
         position = self.to.call("compose", here.position, kept)
         size = self.to.call("sizes", here.size, owner, site.kept)
-        self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size))
+        self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size, choice.supports, choice.shares))
         self.left[state] = (entered, reduced)
         block = self.trunk.blocks[site.block]
-        self.sites.append(SiteRecord(block.attention.path, state.name, kept.name, owner.name))
+        self.sites.append(SiteRecord(block.attention.path, state.name, *(node.name if node else "" for node in choice)))
 
     def _enter(self, state: fx.Node) -> None:
         """A later stream goes on with the tokens that live on behind the last site."""

@@ -68,8 +68,8 @@ def finish(plan: Plan) -> fx.GraphModule:
     graph = plan.pruned if plan.pruned is not None else copy_graph(plan.captured.graph)
     graph.set_codegen(plan.captured.graph._codegen)
     guard_inputs(graph)
-    # Owners are part of the readable decisions even where nothing is merged; compilers drop them then.
-    owners = {site.owner_node for site in plan.record.sites} if plan.record else set()
-    graph.eliminate_dead_code(lambda node: node.is_impure() or node.name in owners)
+    # All that is decided can be read, even where nothing is merged or restored; compilers drop it then.
+    decided = {name for site in plan.record.sites for name in site.nodes} if plan.record else set()
+    graph.eliminate_dead_code(lambda node: node.is_impure() or node.name in decided)
     graph.lint()
     return fx.GraphModule(plan.captured, graph)

@@ -32,4 +32,4 @@ def reduce_node(
 
 def from_full_grid(to: Coercer, space: int) -> SpaceNodes:
     """Space number `space` as a child of the full grid."""
-    return replace(to.spaces[space], kept=to.index(0, space), owner=to.index(space, 0))
+    return replace(to.spaces[space], kept=to.index(0, space), owner=to.index(space, 0), supports=None, shares=None)

@@ -44,6 +44,8 @@ def _call(
     to: Coercer, mode: Restore, now: fx.Node, entered: fx.Node, left: fx.Node, space: SpaceNodes,
     before: int, after: int,
 ) -> fx.Node:
+    if mode == "delta" and space.supports is not None:
+        return to.call("restore_between", now, entered, left, space.supports, space.shares, before, after)
     if mode == "delta":
         return to.call("restore", now, entered, left, space.owner, before, after)
     return to.call("restore_frozen", now, entered, space.kept, before, after)

@@ -35,6 +35,12 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 Tensors = dict[str, torch.Tensor]
+
+
+def supports(t: Tensors, owner: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return lvtp.supports(t["feature"], t["kept"], owner, t["position"], 6, 6, 0.1, 3, 0.1)  # type: ignore[no-any-return]
+
+
 OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "entropy": lambda t: lvtp.entropy(t["q"], t["k"], t["mask"], None, 1, 1, [0.5, 1.0, 2.0, 3.0], 2),
     "edges": lambda t: lvtp.edges(t["image"], *GRID),
@@ -45,6 +51,8 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "features": lambda t: lvtp.features(t["k"], 1, 1),
     "select": lambda t: lvtp.select(t["importance"], 8),
     "owners": lambda t: lvtp.owners(t["feature"], t["kept"], t["position"], 6, 6, 0.1),
+    "supports": lambda t: torch.cat(supports(t, t["owner"]), dim=-1),
+    "owners_among": lambda t: lvtp.owners_among(t["owner"].unsqueeze(-1).expand(-1, -1, 2)),
     "representatives": lambda t: lvtp.representatives(t["importance"], t["position"], *GRID, 2, 2),
     "rank": lambda t: lvtp.rank(t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0, 1, 1,
                                 12, 2),
@@ -64,6 +72,7 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "merge": lambda t: lvtp.merge(t["x"], t["kept"], t["owner"], t["size"], 1, 1),
     "key_bias": lambda t: lvtp.key_bias(t["visible"], t["size"][:, :8], 1, 1, 0, t["q"]),
     "restore": lambda t: lvtp.restore(t["now"], t["x"], t["left"], t["owner"], 1, 1),
+    "restore_between": lambda t: lvtp.restore_between(t["now"], t["x"], t["left"], *supports(t, None), 1, 1),
     "restore_frozen": lambda t: lvtp.restore_frozen(t["now"], t["x"], t["kept"], 1, 1),
     "check_input": lambda t: lvtp.check_input(t["x"], "x", [-1, SPACE.L, 3], "cpu", torch.float32),
 }
@@ -141,6 +150,9 @@ class Pruned(nn.Module):
         heads = lvtp.gather(now.repeat_interleave(2, 0), lvtp.repeat(kept * 0, 1, 2), 0, 1, 1, 0)
         frozen = lvtp.restore_frozen(now, x, kept, 1, 0)
         others = lvtp.owners_of(pixels, kept) + lvtp.owners_fused(importance, kept)
+        supports, shares = lvtp.supports(feature, kept, None, position, 6, 6, 0.1, 3, 0.1)
+        others = others + lvtp.owners_among(supports)
+        frozen = frozen + lvtp.restore_between(now, x, left, supports, shares, 1, 0)
         return lvtp.restore(now, x, left, owner, 1, 0) + 0.5 * frozen + heads.mean() + others.float().mean()
 
 

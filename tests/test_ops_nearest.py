@@ -48,7 +48,7 @@ def test_it_is_the_best_of_the_band(seed: int, N: int, data: st.DataObject, weig
     J, M = (data.draw(st.integers(1, N)) for _ in range(2))
     tokens = torch.arange(N).expand(2, N) if all_tokens else subsets(seed, 2, N, J)
     others = subsets(seed + 1, 2, N, M)[:, torch.randperm(M, generator=torch.Generator().manual_seed(seed))]
-    keyed = ops.placed(normal(seed, 2, N, 4), torch.arange(N).expand(2, N), 7, 7)
+    keyed = ops.placed(normal(seed, 2, N, 4).float(), torch.arange(N).expand(2, N), 7, 7)
     best, index = ops.nearest(keyed, None if all_tokens else tokens, others, weight)
     similarity = ops.affinity(keyed, keyed, weight)
     for b in range(2):

@@ -96,6 +96,54 @@ def test_owners_are_the_most_similar_kept_tokens(
             assert all_kept[owner[b, i]] >= max(all_kept) - CLOSE
 
 
+@few
+@given(
+    seed=seeds, rows=st.integers(1, 4), columns=st.integers(1, 4), weight=st.floats(0, 3), count=st.integers(2, 4),
+    softness=st.floats(0.01, 1), given_owner=st.booleans(), data=st.data(),
+)
+def test_supports_are_the_owner_and_the_most_similar_others(
+    seed: int, rows: int, columns: int, weight: float, count: int, softness: float, given_owner: bool,
+    data: st.DataObject,
+) -> None:
+    B, N = 2, data.draw(st.integers(1, rows * columns))
+    K = data.draw(st.integers(1, N))
+    position, kept = subsets(seed, B, rows * columns, N), subsets(seed + 1, B, N, K)
+    feature = normal(seed, B, N, 4)
+    owner = lvtp.owners(feature, kept, position, columns, 5, weight)
+    if given_owner:  # any owners, but kept tokens are their own
+        owner = ((owner + normal(seed, B, N).abs() * K).long() % K).scatter(1, kept, torch.arange(K).expand(B, K))
+    supports, shares = lvtp.supports(feature, kept, owner if given_owner else None, position, columns, 5, weight, count,
+                                     softness)
+    assert torch.equal(lvtp.owners_among(supports), owner)
+    for b in range(B):
+        alive = kept[b].tolist()
+        for i in range(N):
+            who, share = supports[b, i].tolist(), shares[b, i].tolist()
+            if i in alive:
+                assert share == [1.0] + [0.0] * (count - 1)
+                continue
+            here = position[b].tolist()
+            near = [closeness(feature[b, i], feature[b, j], here[i], here[j], columns, 5, weight) for j in alive]
+            first = int(owner[b, i])
+            wanted = [near[first], *sorted(near[:first] + near[first + 1 :], reverse=True)][:count]
+            there = len(wanted)
+            assert [near[j] for j in who[:there]] == pytest.approx(wanted, abs=CLOSE)
+            assert len(set(who[:there])) == there
+            softmax = torch.tensor(wanted).div(softness).softmax(0).tolist()
+            assert share == pytest.approx(softmax + [0.0] * (count - there), abs=1e-2 * CLOSE / softness + 1e-3)
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_supports_of_bad_features_are_still_kept_tokens(bad: float) -> None:
+    feature = normal(0, 1, 6, 3)
+    feature[0, [1, 2]] = bad  # a kept one and a dropped one
+    kept = torch.tensor([[0, 1, 4]])
+    supports, shares = lvtp.supports(feature, kept, None, torch.arange(6)[None], 3, 3, 0.1, 3, 0.1)
+    assert 0 <= int(supports.min()) <= int(supports.max()) < 3
+    assert not shares[0, [0, 1, 3, 4, 5]].isnan().any()
+    assert (shares[0, [3, 5]] * (supports[0, [3, 5]] == 1)).sum() == 0  # nothing is restored from what is not a number
+
+
 def test_owners_trade_similarity_against_distance() -> None:
     """Token 3 is alike token 0, three columns away, and half alike its neighbour 2."""
     feature = torch.tensor([[[1.0, 0], [0, 1], [0.6, 0.8], [1.0, 0]]])

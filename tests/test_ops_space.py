@@ -241,6 +241,23 @@ def test_restores_match_a_loop(space: Space, reduce: str) -> None:
 
 
 @few
+@given(space=spaces(), count=st.integers(1, 3))
+def test_restore_from_several_is_a_mean_of_their_changes(space: Space, count: int) -> None:
+    x, left, before, K, N = space.stream(), reductions(space)["merge"], space.before, space.K, space.N
+    now = left + normal(space.seed + 9, *left.shape)
+    supports = (normal(space.seed + 10, space.B, N, count).abs() * K).long() % K
+    shares = normal(space.seed + 11, space.B, N, count).softmax(-1)
+    ends = (before, space.after)
+    found = lvtp.restore_between(now, x, left, supports, shares, *ends)
+    parts = [lvtp.restore(now, x, left, supports[..., i], *ends)[:, before : before + N] * shares[..., [i]].to(x.dtype)
+             for i in range(count)]
+    torch.testing.assert_close(found[:, before : before + N], torch.stack(parts).sum(0))
+    assert torch.equal(found[:, :before], now[:, :before])
+    assert torch.equal(found[:, before + N :], now[:, before + K :])
+    assert torch.equal(lvtp.restore_between(left, x, left, supports, shares, *ends), x)  # right after the reduction
+
+
+@few
 @given(space=spaces())
 def test_delta_restore_moves_a_cluster_as_one(space: Space) -> None:
     """Whatever later blocks add to an owner, each of its tokens gets; differences in a cluster stay as they were."""

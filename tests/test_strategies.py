@@ -61,7 +61,7 @@ class Site:
         }
 
     def build(self, strategy: Strategy, config: Config) -> fx.GraphModule:
-        """A graph from the site's tensors to kept tokens and owners."""
+        """A graph from the site's tensors to what is decided."""
         graph = fx.Graph()
         given = {name: graph.placeholder(name) for name in self.inputs()}
 
@@ -75,7 +75,7 @@ class Site:
             position=given["position"], image=given["image"] if self.image else None, before=self.before,
             after=self.after, grid=self.grid, N=self.N, kept=self.kept, call=call,
         )
-        graph.output(strategy.decide(nodes, config))
+        graph.output(tuple(node for node in strategy.decide(nodes, config) if node is not None))
         graph.eliminate_dead_code()
         graph.lint()
         return fx.GraphModule(torch.nn.Module(), graph)
@@ -88,14 +88,14 @@ CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": 
            "one key": Config(entropy_keys=1),
            "low": Config(entropy_direction="low", importance_in_rank=0.3), "shannon": Config(qs=(1.0,)),
            "cells": Config(cell=(3, 2), entropy_keys=7), "one round": Config(rounds=1), "rounds": Config(rounds=5),
-           "no entropy": Config(entropy_weight=0.0)}
+           "no entropy": Config(entropy_weight=0.0), "owners alone": Config(restore_from=1)}
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 every_site = pytest.mark.parametrize("site", SITES.values(), ids=SITES.keys())
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
 def decided(strategy: str, site: Site, config: Config, inputs: dict[str, torch.Tensor]) -> tuple[Any, Any]:
-    kept, owner = site.build(get(strategy), config)(**inputs)
+    kept, owner = site.build(get(strategy), config)(**inputs)[:2]
     return kept, owner
 
 
@@ -220,6 +220,27 @@ def test_superpixels_keep_the_middle_of_each_cluster() -> None:
     chosen, owner = tokens(2, [0, 4, 8, 90, 94, 98], "superpixels", neighbour_weight=0.0)
     assert chosen == [1, 4]
     assert owner == [1, 1, 1, 4, 4, 4]
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "fused"])
+@every_site
+def test_tokens_are_restored_from_their_owner_and_others(name: str, site: Site) -> None:
+    kept, owner, supports, shares = site.build(get(name), Config(restore_from=3))(**site.inputs())
+    assert supports.shape == shares.shape == (2, site.N, 3)
+    assert torch.equal(supports[..., 0], owner)
+    assert 0 <= int(supports.min()) <= int(supports.max()) < site.kept
+    torch.testing.assert_close(shares.sum(-1), torch.ones(2, site.N))
+    assert torch.equal(shares.gather(1, kept.unsqueeze(-1).expand(-1, -1, 3)),
+                       torch.tensor([1.0, 0, 0]).expand(2, site.kept, 3))
+    for ids, weights in zip(supports.flatten(0, 1).tolist(), shares.flatten(0, 1).tolist(), strict=True):
+        alive = [i for i, weight in zip(ids, weights, strict=True) if weight > 0]
+        assert len(set(alive)) == len(alive)  # none twice
+
+
+@pytest.mark.parametrize("config", [Config(restore_from=1), Config(restore="copy"), Config(restore="frozen")])
+def test_what_needs_no_supports_computes_none(config: Config) -> None:
+    for name in STRATEGIES:
+        assert len(Site().build(get(name), config)(**Site().inputs())) == 2
 
 
 def test_fused_tokens_have_one_owner() -> None:

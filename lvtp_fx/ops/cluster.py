@@ -57,7 +57,7 @@ def rank(
         feature: [B, N, C]. anchors: [B, M] int64. position: [B, N] int64. importance, edges: [B, N] float32.
         kept: K >= M. rounds: >= 1.
     """
-    keyed = placed(feature, position, columns, reach)
+    keyed = placed(feature.float(), position, columns, reach)
     closest, cluster = nearest(keyed, None, anchors, neighbour_weight)
     count = edges.new_zeros(anchors.shape)
     total = count.scatter_add(1, cluster, edges)

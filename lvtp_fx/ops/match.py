@@ -60,7 +60,7 @@ def superpixels(
     Returns:
         [B, N] int64. At most `count` tokens are their own partners: a cluster may end empty.
     """
-    keyed = placed(feature, position, columns, reach)
+    keyed = placed(feature.float(), position, columns, reach)
     B, N, C = keyed.shape
     centre = rows(keyed, select(spread(position, columns), count))
     for _ in range(rounds):

@@ -15,16 +15,19 @@ from lvtp_fx.ops.rows import rows
 
 BAND = 1024  # tokens
 BLOCK = 128  # tokens that share a band
+FAR = -1e30  # the affinity to nothing
 ADDED = 4  # channels that `affinity` adds to the features in its matrix product
 
 
 def placed(feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int) -> torch.Tensor:
-    """Unit features with their place on the grid, in units of `reach` tokens: [B, N, C] -> [B, N, C + 3] float32.
+    """Unit features with their place on the grid, in units of `reach` tokens: [B, N, C] -> [B, N, C + 3] float32
+    (float64 of float64).
 
     The last three channels are row, column, and the square of both.
     """
-    place = torch.stack([position // columns, position % columns], dim=-1).float() / reach
-    return torch.cat([F.normalize(feature.float(), dim=-1), place, place.square().sum(-1, keepdim=True)], dim=-1)
+    unit = F.normalize(feature.to(torch.promote_types(feature.dtype, torch.float32)), dim=-1)
+    place = torch.stack([position // columns, position % columns], dim=-1).to(unit.dtype) / reach
+    return torch.cat([unit, place, place.square().sum(-1, keepdim=True)], dim=-1)
 
 
 def affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -41,21 +44,39 @@ def affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
     return torch.matmul(left, right.transpose(-2, -1))
 
 
+def paired_affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """`affinity` of each token of a to the one of b at its place: [..., J, C + 3] twice -> [..., J]."""
+    return (a * b)[..., :-3].sum(-1) - weight * (a - b)[..., -3:-1].square().sum(-1)
+
+
 def nearest(
     keyed: torch.Tensor, tokens: torch.Tensor | None, others: torch.Tensor, weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each of `tokens` the highest `affinity` to one of `others`, and which: [B, J] float32 and int64.
 
+    Args: as of `nearest_few`.
+    """
+    best, index = nearest_few(keyed, tokens, others, weight, 1)
+    return best[..., 0], index[..., 0]
+
+
+def nearest_few(
+    keyed: torch.Tensor, tokens: torch.Tensor | None, others: torch.Tensor, weight: float, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of `tokens` the `count` highest affinities to `others`, the highest first, and to which: [B, J, count]
+    float32 and int64. Where there are fewer others than that, the last ones repeat, at `FAR`.
+
     Args:
         keyed: [B, N, C + 3], of `placed`, in reading order.
         tokens: [B, J] int64 indices of tokens, ascending; None for all.
         others: [B, M] int64 indices of tokens. Results are indices into it.
+        count: >= 1.
     """
     (B, N, _), M = keyed.shape, others.shape[1]
     J = N if tokens is None else tokens.shape[1]
     if _pairs(J, M, N) == J * M:
         own = keyed if tokens is None else rows(keyed, tokens)
-        return _highest(own, rows(keyed, others), weight)
+        return _highest(own, rows(keyed, others), weight, count)
     blocks, width = -(-N // BLOCK), _width(M, N)
     others, order = torch.sort(others, dim=-1)
     # How many of the others lie up to each token, and so up to the middle of each block. Blocks are of all tokens: some
@@ -65,15 +86,21 @@ def nearest(
     first = (upto[:, middle] - width // 2).clamp(0, M - width).unsqueeze(-1)
     band = torch.gather(others, 1, (first + torch.arange(width, device=keyed.device)).flatten(1))
     own = F.pad(keyed, (0, 0, 0, blocks * BLOCK - N)).view(B, blocks, BLOCK, -1)
-    best, index = _highest(own, rows(keyed, band).view(B, blocks, width, -1), weight)
-    best, index = best.flatten(1)[:, :N], torch.gather(order, 1, (first + index).flatten(1)[:, :N])
-    return (best, index) if tokens is None else (torch.gather(best, 1, tokens), torch.gather(index, 1, tokens))
+    best, index = _highest(own, rows(keyed, band).view(B, blocks, width, -1), weight, count)
+    best = best.flatten(1, 2)[:, :N]
+    index = torch.gather(order, 1, (first.unsqueeze(-1) + index).flatten(1)).view(B, -1, count)[:, :N]
+    return (best, index) if tokens is None else (rows(best, tokens), rows(index, tokens))
 
 
-def _highest(a: torch.Tensor, b: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _highest(a: torch.Tensor, b: torch.Tensor, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Nothing is near a token that is not a number, and what is near it is not a number either."""
-    best, index = torch.nan_to_num(affinity(a, b, weight), nan=-1e30).max(-1)
-    return torch.where(a.sum(-1).isnan(), torch.nan, best), index
+    near = torch.nan_to_num(affinity(a, b, weight), nan=FAR)
+    found = [near.max(-1, keepdim=True)]
+    for _ in range(1, count):  # a few maxima are cheaper than a sort
+        near = near.scatter(-1, found[-1][1], FAR)
+        found.append(near.max(-1, keepdim=True))
+    best = torch.cat([value for value, _ in found], dim=-1)
+    return torch.where(a.sum(-1, keepdim=True).isnan(), torch.nan, best), torch.cat([i for _, i in found], dim=-1)
 
 
 def nearest_flops(

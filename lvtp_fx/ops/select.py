@@ -1,12 +1,13 @@
-"""Decisions: `lvtp.select` (exactly K tokens live on) and `lvtp.owners` (who stands for the others)."""
+"""Decisions: `lvtp.select` (exactly K tokens live on), `lvtp.owners` (who stands for the others) and `lvtp.supports`
+(whom the others are restored from)."""
 
 from __future__ import annotations
 
 import torch
 
-from lvtp_fx.ops.nearest import nearest, placed
+from lvtp_fx.ops.nearest import FAR, nearest, nearest_few, paired_affinity, placed
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.rows import dropped
+from lvtp_fx.ops.rows import dropped, rows
 
 
 @op("positions(Tensor like, int count) -> Tensor")
@@ -56,3 +57,42 @@ def owners(
     lost = dropped(kept, position.shape[1])
     _, owner = nearest(placed(feature, position, columns, reach), lost, kept, neighbour_weight)
     return torch.zeros_like(position).scatter(1, torch.cat([kept, lost], 1), torch.cat([itself, owner], 1))
+
+
+@op("supports(Tensor feature, Tensor kept, Tensor? owner, Tensor position, int columns, int reach,"
+    " float neighbour_weight, int count, float softness) -> (Tensor, Tensor)")
+def supports(
+    feature: torch.Tensor, kept: torch.Tensor, owner: torch.Tensor | None, position: torch.Tensor, columns: int,
+    reach: int, neighbour_weight: float, count: int, softness: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each token the kept tokens that it is restored from, its owner first, and the share of each: [B, N, count]
+    int64, indices into `kept`, and float32 (float64 of float64).
+
+    The others are the nearest kept tokens; shares are a softmax of what tokens are compared by, over `softness`. Kept
+    tokens are restored from themselves alone. Where too few tokens are kept, what is missing has a share of 0.
+
+    Args:
+        owner: [B, N] int64, indices into `kept`; None: the nearest kept token, as of `owners`.
+        count: >= 2. softness: > 0, in units of the cosine. Others as of `owners`.
+    """
+    lost, keyed = dropped(kept, position.shape[1]), placed(feature, position, columns, reach)
+    near, index = nearest_few(keyed, lost, kept, neighbour_weight, count)
+    if owner is not None:
+        first = torch.gather(owner, 1, lost).unsqueeze(-1)
+        own = rows(keyed, torch.gather(kept, 1, first.squeeze(-1)))
+        close = paired_affinity(rows(keyed, lost), own, neighbour_weight).unsqueeze(-1)
+        # One of the nearest makes room for the owner: the owner itself, or the last.
+        near, order = near.masked_fill(index == first, FAR).sort(dim=-1, descending=True, stable=True)
+        near = torch.cat([close, near[..., :-1]], dim=-1)
+        index = torch.cat([first, torch.gather(index, 2, order[..., :-1])], dim=-1)
+    itself = torch.arange(kept.shape[1], device=kept.device).expand_as(kept).unsqueeze(-1).expand(-1, -1, count)
+    alone = near.new_zeros(count).index_fill(0, near.new_zeros(1, dtype=torch.int64), 1.0).expand(itself.shape)
+    into = torch.cat([kept, lost], 1).unsqueeze(-1).expand(-1, -1, count)
+    return (torch.zeros_like(into).scatter(1, into, torch.cat([itself, index], 1)),
+            near.new_zeros(into.shape).scatter(1, into, torch.cat([alone, (near / softness).softmax(-1)], 1)))
+
+
+@op("owners_among(Tensor supports) -> Tensor")
+def owners_among(supports: torch.Tensor) -> torch.Tensor:
+    """The owner of each token, the first of its supports: [B, N, count] int64 -> [B, N]."""
+    return supports.select(-1, 0).clone()

@@ -143,6 +143,28 @@ def restore(
     return torch.cat([now[:, :before], grid, now[:, now.shape[1] - after :]], dim=1)
 
 
+@op("restore_between(Tensor now, Tensor entered, Tensor left, Tensor supports, Tensor shares, int before, int after)"
+    " -> Tensor")
+def restore_between(
+    now: torch.Tensor, entered: torch.Tensor, left: torch.Tensor, supports: torch.Tensor, shares: torch.Tensor,
+    before: int, after: int,
+) -> torch.Tensor:
+    """`restore`, from several kept tokens: each token is as it entered, plus the mean of how its supports have changed
+    since the reduction, weighted by their shares.
+
+    Args:
+        supports: [B, N, count] int64 into the K kept tokens. shares: [B, N, count] float32, of sum 1.
+        Others as of `restore`.
+    """
+    change = now[:, before : now.shape[1] - after] - left[:, before : left.shape[1] - after]
+    grid = entered[:, before : entered.shape[1] - after]
+    for support, share in zip(supports.unbind(-1), shares.to(now.dtype).unbind(-1), strict=True):
+        grid = grid + share.unsqueeze(-1) * rows(change, support)
+    if not before and not after:
+        return grid
+    return torch.cat([now[:, :before], grid, now[:, now.shape[1] - after :]], dim=1)
+
+
 @op("restore_frozen(Tensor now, Tensor entered, Tensor kept, int before, int after) -> Tensor")
 def restore_frozen(
     now: torch.Tensor, entered: torch.Tensor, kept: torch.Tensor, before: int, after: int

@@ -16,10 +16,10 @@ from lvtp_fx.provenance import module_path
 ROLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "score": ("#ffd27f", ("entropy", "edges", "received", "blend", "blank", "hashed", "spread", "pair_rank", "rank",
                           "representatives")),
-    "choose": ("#ff9eb5", ("select", "owners", "owners_of", "owners_fused", "partners", "partners_across",
-                           "superpixels")),
+    "choose": ("#ff9eb5", ("select", "owners", "owners_among", "owners_of", "owners_fused", "supports", "partners",
+                           "partners_across", "superpixels")),
     "reduce": ("#9ad0ff", ("merge", "gather", "sizes", "key_bias")),
-    "restore": ("#a6e3a1", ("restore", "restore_frozen")),
+    "restore": ("#a6e3a1", ("restore", "restore_between", "restore_frozen")),
     "prepare": ("#d9c8ff", ()),
 }
 PLAIN, ATTENTION, EDGE = "#f2f4f8", "#c9cfdb", "#5b6478"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from lvtp_fx.strategies.base import SiteNodes, SiteShape, Strategy
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, Strategy
 from lvtp_fx.strategies.fixed import Grid, Random
 from lvtp_fx.strategies.lvtp import Lvtp
 from lvtp_fx.strategies.matching import Bipartite, Mutual, Superpixels
 from lvtp_fx.strategies.scores import Edges, Fused, Received, Shannon
 
-__all__ = ["SiteNodes", "SiteShape", "Strategy", "get"]
+__all__ = ["Choice", "SiteNodes", "SiteShape", "Strategy", "get"]
 
 
 def get(strategy: str | Strategy) -> Strategy:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from operator import getitem
+from typing import NamedTuple, Protocol
 
 import sympy
 from torch import fx
@@ -71,6 +72,21 @@ class SiteNodes:
     call: Callable[..., fx.Node]
 
 
+class Choice(NamedTuple):
+    """What a strategy decides; a plain (kept, owner) is one, too.
+
+    Attributes:
+        kept: [B, K] int64, ascending indices of living tokens.
+        owner: [B, N] int64, indices into `kept`; kept tokens own themselves.
+        supports, shares: of `lvtp.supports`, where dropped tokens are restored from more than their owner; or None.
+    """
+
+    kept: fx.Node
+    owner: fx.Node
+    supports: fx.Node | None = None
+    shares: fx.Node | None = None
+
+
 class Strategy(Protocol):
     """Says which tokens of a site live on, and who stands for the others.
 
@@ -80,24 +96,46 @@ class Strategy(Protocol):
 
     smallest_keep_ratio: float
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
-        """Insert nodes that compute kept [B, K] int64, ascending indices of living tokens, and owner [B, N] int64,
-        indices into `kept`; kept tokens own themselves. Image i must not depend on others."""
+    def decide(self, site: SiteNodes, config: Config) -> Choice | tuple[fx.Node, fx.Node]:
+        """Insert nodes that compute a `Choice`. Image i must not depend on others."""
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         """FLOPs of those nodes for one image, matrix products only, as FlopCounterMode counts."""
 
 
-def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> tuple[fx.Node, fx.Node]:
+def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> Choice:
     """The K tokens of the highest priority [B, N]; the most similar of them, near ones preferred, own the others."""
     kept = site.call("select", priority, site.kept)
-    owner = site.call("owners", site.feature, kept, site.position, site.grid[1], max(site.grid),
-                      config.neighbour_weight)
-    return kept, owner
+    if several_supports(config):
+        supports, shares = _supports(site, kept, None, config)
+        return Choice(kept, site.call("owners_among", supports), supports, shares)
+    return Choice(kept, site.call("owners", site.feature, kept, site.position, *_near(site, config)))
+
+
+def owned(site: SiteNodes, kept: fx.Node, owner: fx.Node, config: Config) -> Choice:
+    """Those owners, and the most similar kept tokens beside them to be restored from."""
+    return Choice(kept, owner, *(_supports(site, kept, owner, config) if several_supports(config) else ()))
+
+
+def several_supports(config: Config) -> bool:
+    """Whether dropped tokens are restored from more than their owner."""
+    return config.restore == "delta" and config.restore_from > 1
+
+
+def _supports(site: SiteNodes, kept: fx.Node, owner: fx.Node | None, config: Config) -> tuple[fx.Node, fx.Node]:
+    pair = site.call("supports", site.feature, kept, owner, site.position, *_near(site, config), config.restore_from,
+                     config.restore_softness)
+    supports, shares = (pair.graph.create_node("call_function", getitem, (pair, i), name=f"{pair.name}_{name}")
+                        for i, name in enumerate(("who", "shares")))
+    return supports, shares
+
+
+def _near(site: SiteNodes, config: Config) -> tuple[int, int, float]:
+    return site.grid[1], max(site.grid), config.neighbour_weight
 
 
 def owner_flops(shape: SiteShape, config: Config) -> sympy.Expr:
-    """FLOPs of the owners of `keep_highest`."""
+    """FLOPs of the owners of `keep_highest`, and of the supports of either."""
     return nearest_flops(shape.N - shape.K, shape.K, shape.N, feature_width(shape, config))
 
 

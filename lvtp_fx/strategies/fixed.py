@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sympy
-from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.strategies.base import SiteNodes, SiteShape, keep_highest, owner_flops
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owner_flops
 
 
 class Random:
@@ -14,7 +13,7 @@ class Random:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         return keep_highest(site, site.call("hashed", site.position, site.kept), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
@@ -26,7 +25,7 @@ class Grid:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         return keep_highest(site, site.call("spread", site.position, site.grid[1]), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:

@@ -15,7 +15,7 @@ from torch import fx
 from lvtp_fx.config import Config
 from lvtp_fx.ops.cluster import chosen_after
 from lvtp_fx.ops.nearest import nearest_flops
-from lvtp_fx.strategies.base import SiteNodes, SiteShape, feature_width, keep_highest, owner_flops
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, feature_width, keep_highest, owner_flops
 from lvtp_fx.strategies.scores import edge_node, entropy_flops, entropy_node
 
 
@@ -24,7 +24,7 @@ class Lvtp:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         return keep_highest(site, self._priority(site, config), config)
 
     def _priority(self, site: SiteNodes, config: Config) -> fx.Node:

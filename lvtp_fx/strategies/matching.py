@@ -7,7 +7,15 @@ from torch import fx
 
 from lvtp_fx.config import Config
 from lvtp_fx.ops.nearest import ADDED
-from lvtp_fx.strategies.base import SiteNodes, SiteShape, feature_width
+from lvtp_fx.strategies.base import (
+    Choice,
+    SiteNodes,
+    SiteShape,
+    feature_width,
+    owned,
+    owner_flops,
+    several_supports,
+)
 
 ROUNDS = 5  # of the k-means of `Superpixels`
 
@@ -20,12 +28,12 @@ class Bipartite:
 
     smallest_keep_ratio = 0.5
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
-        return _decide(site, site.call("partners_across", site.feature), 0.0)
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
+        return _decide(site, site.call("partners_across", site.feature), 0.0, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         first = sympy.ceiling(sympy.sympify(shape.N) / 2)
-        return 2 * first * (shape.N - first) * feature_width(shape, config)
+        return 2 * first * (shape.N - first) * feature_width(shape, config) + _support_flops(shape, config)
 
 
 class Mutual:
@@ -38,11 +46,11 @@ class Mutual:
 
     smallest_keep_ratio = 0.5  # no more pairs than that
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
-        return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS)
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
+        return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return 2 * shape.N**2 * feature_width(shape, config)
+        return 2 * shape.N**2 * feature_width(shape, config) + _support_flops(shape, config)
 
 
 class Superpixels:
@@ -55,19 +63,24 @@ class Superpixels:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         partner = site.call("superpixels", site.feature, site.position, site.grid[1], max(site.grid), site.kept,
                             ROUNDS, config.neighbour_weight)
-        return _decide(site, partner, 0.0)
+        return _decide(site, partner, 0.0, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return 2 * ROUNDS * shape.N * shape.K * (feature_width(shape, config) + ADDED)
+        means = 2 * ROUNDS * shape.N * shape.K * (feature_width(shape, config) + ADDED)
+        return means + _support_flops(shape, config)
 
 
 _AFTER_PAIRS = 3.0  # more than cosines differ by
 
 
-def _decide(site: SiteNodes, partner: fx.Node, unpaired: float) -> tuple[fx.Node, fx.Node]:
+def _decide(site: SiteNodes, partner: fx.Node, unpaired: float, config: Config) -> Choice:
     """The least replaceable tokens live on; each dropped one is merged into its partner."""
     kept = site.call("select", site.call("pair_rank", site.feature, partner, unpaired), site.kept)
-    return kept, site.call("owners_of", partner, kept)
+    return owned(site, kept, site.call("owners_of", partner, kept), config)
+
+
+def _support_flops(shape: SiteShape, config: Config) -> sympy.Expr:
+    return owner_flops(shape, config) if several_supports(config) else sympy.Integer(0)

@@ -8,7 +8,7 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.strategies.base import SiteNodes, SiteShape, keep_highest, owner_flops
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owner_flops
 
 
 class Shannon:
@@ -16,7 +16,7 @@ class Shannon:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         entropy = entropy_node(site, (1.0,), config)
         if config.entropy_direction == "low":
             entropy = site.call("blend", entropy, entropy, -1.0, 0.0)
@@ -31,7 +31,7 @@ class Edges:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         return keep_highest(site, edge_node(site), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
@@ -43,7 +43,7 @@ class Received:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         return keep_highest(site, received_node(site, config, first=False), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
@@ -59,10 +59,10 @@ class Fused:
 
     smallest_keep_ratio = 0.0
 
-    def decide(self, site: SiteNodes, config: Config) -> tuple[fx.Node, fx.Node]:
+    def decide(self, site: SiteNodes, config: Config) -> Choice:
         priority = received_node(site, config, first=site.before > 0)
         kept = site.call("select", priority, site.kept)
-        return kept, site.call("owners_fused", priority, kept)
+        return Choice(kept, site.call("owners_fused", priority, kept))
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         if shape.before:
