@@ -176,7 +176,8 @@ def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
     assert entry.args[1].name.startswith("lvtp_compose")  # type: ignore[union-attr]  # through both sites at once
     assert entry.args[4:] == (0, 0)
     assert len(targets(fast, "key_bias")) == 4  # blocks 1 and 2 of the encoder, both of the decoder
-    assert [n.args[4:] for n in targets(fast, "restore")] == [(0, 0)] * 3  # the queries are cut off before
+    assert [n.args[5:] for n in targets(fast, "restore_between")] == [(0, 0)] * 2  # the queries are cut off before
+    assert [n.args[4:] for n in targets(fast, "restore")] == [(0, 0)]
 
 
 @cache

@@ -68,6 +68,13 @@ def left_is_zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return graph.call_function(node.target, (now, entered, zero, *rest))
 
 
+def from_owners_alone(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A restore in which the owner has all the shares."""
+    now, entered, left, supports, _, before, after = node.args
+    owner = graph.call_function(torch.ops.lvtp.owners_among.default, (supports,))
+    return graph.call_function(torch.ops.lvtp.restore.default, (now, entered, left, owner, before, after))
+
+
 def counted_anew(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Sizes that count the tokens of the parent space in the place of those of the full grid."""
     size, *rest = node.args
@@ -85,7 +92,8 @@ def counted_anew(graph: fx.Graph, node: fx.Node) -> fx.Node:
     (PLAIN, "merge", 0, selected),
     (PLAIN, "merge", 1, ungrouped),
     (PLAIN, "sizes", 1, counted_anew),
-    (PLAIN, "restore", -1, left_is_zero),
+    (PLAIN, "restore_between", -1, left_is_zero),
+    (PLAIN, "restore_between", 0, from_owners_alone),
 ])
 def test_a_broken_node_is_caught(case: Cases, name: str, op: str, which: int, broken: Break) -> None:
     it = case(name, "linear")
