@@ -86,7 +86,7 @@ def supports(
         near = torch.cat([close, near[..., :-1]], dim=-1)
         index = torch.cat([first, torch.gather(index, 2, order[..., :-1])], dim=-1)
     itself = torch.arange(kept.shape[1], device=kept.device).expand_as(kept).unsqueeze(-1).expand(-1, -1, count)
-    alone = near.new_zeros(count).index_fill(0, near.new_zeros(1, dtype=torch.int64), 1.0).expand(itself.shape)
+    alone = (torch.arange(count, device=kept.device) == 0).to(near.dtype).expand(itself.shape)
     into = torch.cat([kept, lost], 1).unsqueeze(-1).expand(-1, -1, count)
     return (torch.zeros_like(into).scatter(1, into, torch.cat([itself, index], 1)),
             near.new_zeros(into.shape).scatter(1, into, torch.cat([alone, (near / softness).softmax(-1)], 1)))
