@@ -47,7 +47,8 @@ class Config:
             most similar to it, weighted by similarity.
         restore_softness: of these weights, > 0: tokens weigh as 1 to e where their cosine similarities differ by it.
         decoder: where blocks behind the encoder attend over the same grid (a mask transformer), "reduced": they run on
-            the living tokens as well, and what they add is restored behind them; "full": on all tokens.
+            the living tokens as well, and what they add is restored behind them, from owners alone; "full": on all
+            tokens.
         qs: the Tsallis orders of the attention entropy; 1 means Shannon.
         entropy_direction: which tokens represent their cluster: "low" entropy (focused attention) or "high" (spread).
         entropy_keys: at most how many keys of a row its entropy is taken over, evenly spread, >= 1. A fixed number
