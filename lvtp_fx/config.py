@@ -75,7 +75,7 @@ class Config:
     reduce: Reduce = "merge"
     proportional_attention: bool = True
     restore: Restore = "delta"
-    restore_from: int = 3
+    restore_from: int = 1
     restore_softness: float = 0.03
     decoder: Decoder = "reduced"
     qs: tuple[float, ...] = (0.5, 1.0, 2.0)

@@ -34,11 +34,11 @@ class InsertReduction:
         before                        after
         add_1 = add(x, attention)     add_1 = add(x, attention)
                                       entropy, edges, representatives, rank = lvtp...
-                                      select = lvtp.select(rank, K); supports, shares = lvtp.supports(...)
-                                      merge = lvtp.merge(add_1, select, lvtp.owners_among(supports), ...)
+                                      select = lvtp.select(rank, K); owners = lvtp.owners(...)
+                                      merge = lvtp.merge(add_1, owners, ...)
         norm(add_1) ...               norm(merge) ...
         sdpa(q, k, v)                 sdpa(q, k, v, lvtp.key_bias(sizes))
-        head(add_24)                  head(lvtp.restore_between(add_24, add_1, merge, supports, shares))
+        head(add_24)                  head(lvtp.restore(add_24, add_1, merge, owners))
     """
 
     name: ClassVar[str] = "insert_reduction"

@@ -28,7 +28,8 @@ VARIANTS = list(product(("delta", "copy", "frozen"), ("merge", "select")))
 def made(restore: str, reduce: str) -> tuple[nn.Module, fx.GraphModule, torch.Tensor]:
     """In float64: a model, transformed, and one image on which no decision is close."""
     model, x = vit(fused).double(), picture(1).double()
-    options: dict[str, Any] = {"restore": restore, "reduce": reduce, "sites": (0, 1), "keep_ratio": 0.5, "rounds": 1}
+    options: dict[str, Any] = {"restore": restore, "reduce": reduce, "sites": (0, 1), "keep_ratio": 0.5, "rounds": 1,
+                               "restore_from": 3}
     return model, lvtp_fx.transform(model, (x,), **options), x
 
 

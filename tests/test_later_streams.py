@@ -167,7 +167,7 @@ def test_a_stream_on_another_grid_is_not_reduced() -> None:
 
 
 def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
-    fast = lvtp_fx.transform(decoder(), (picture(),), keep_ratio=0.5, sites=(0, 1))
+    fast = lvtp_fx.transform(decoder(), (picture(),), keep_ratio=0.5, sites=(0, 1), restore_from=2)
     kept = fast.report.kept
     assert kept == (N // 2, N // 4)
     assert [b.tokens for b in fast.report.blocks] == [N, kept[0], kept[1], kept[1] + 5, kept[1] + 5]

@@ -128,7 +128,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "select, not proportional": {"reduce": "select", "proportional_attention": False},
     "merge, not proportional": {"proportional_attention": False},
     "copy": {"restore": "copy"},
-    "owners alone": {"restore_from": 1},
+    "from three": {"restore_from": 3},
     "frozen": {"restore": "frozen"},
     "select, frozen": {"reduce": "select", "restore": "frozen"},
     "random": {"strategy": "random"},

@@ -15,7 +15,7 @@ import lvtp_fx
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.record import RECORD
-from tests.conftest import Case
+from tests.conftest import CUT, Case
 from tests.tiny import Attention, B, C, D, H, N, PreNorm, TinyViT, captured, fused, picture
 
 Cases = Callable[[str, str], Case]
@@ -92,12 +92,14 @@ def counted_anew(graph: fx.Graph, node: fx.Node) -> fx.Node:
     (PLAIN, "merge", 0, selected),
     (PLAIN, "merge", 1, ungrouped),
     (PLAIN, "sizes", 1, counted_anew),
+    (PLAIN, "restore", -1, left_is_zero),
     (PLAIN, "restore_between", -1, left_is_zero),
     (PLAIN, "restore_between", 0, from_owners_alone),
 ])
 def test_a_broken_node_is_caught(case: Cases, name: str, op: str, which: int, broken: Break) -> None:
     it = case(name, "linear")
-    module = copy.deepcopy(it.fast)
+    several = lvtp_fx.transform(it.captured, flops_cut=CUT, restore_from=3) if op == "restore_between" else it.fast
+    module = copy.deepcopy(several)
     node = [n for n in module.graph.nodes if n.target is getattr(torch.ops.lvtp, op).default][which]
     with module.graph.inserting_before(node):
         replacement = broken(module.graph, node)

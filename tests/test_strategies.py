@@ -88,7 +88,7 @@ CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": 
            "one key": Config(entropy_keys=1),
            "low": Config(entropy_direction="low", importance_in_rank=0.3), "shannon": Config(qs=(1.0,)),
            "cells": Config(cell=(3, 2), entropy_keys=7), "one round": Config(rounds=1), "rounds": Config(rounds=5),
-           "no entropy": Config(entropy_weight=0.0), "owners alone": Config(restore_from=1)}
+           "no entropy": Config(entropy_weight=0.0), "from three": Config(restore_from=3)}
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 every_site = pytest.mark.parametrize("site", SITES.values(), ids=SITES.keys())
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -237,7 +237,8 @@ def test_tokens_are_restored_from_their_owner_and_others(name: str, site: Site) 
         assert len(set(alive)) == len(alive)  # none twice
 
 
-@pytest.mark.parametrize("config", [Config(restore_from=1), Config(restore="copy"), Config(restore="frozen")])
+@pytest.mark.parametrize("config", [
+    Config(), Config(restore="copy", restore_from=3), Config(restore="frozen", restore_from=3)])
 def test_what_needs_no_supports_computes_none(config: Config) -> None:
     for name in STRATEGIES:
         assert len(Site().build(get(name), config)(**Site().inputs())) == 2
