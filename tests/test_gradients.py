@@ -22,14 +22,15 @@ from lvtp_fx.models.training import warmup_cosine
 from tests.tiny import fused, picture, vit
 
 EPS = 1e-6
-VARIANTS = list(product(("delta", "copy", "frozen"), ("merge", "select")))
+VARIANTS = list(product(("delta", "delta of several", "copy", "frozen"), ("merge", "select")))
 
 
 def made(restore: str, reduce: str) -> tuple[nn.Module, fx.GraphModule, torch.Tensor]:
     """In float64: a model, transformed, and one image on which no decision is close."""
     model, x = vit(fused).double(), picture(1).double()
-    options: dict[str, Any] = {"restore": restore, "reduce": reduce, "sites": (0, 1), "keep_ratio": 0.5, "rounds": 1,
-                               "restore_from": 3}
+    mode, _, several = restore.partition(" of ")
+    options: dict[str, Any] = {"restore": mode, "reduce": reduce, "sites": (0, 1), "keep_ratio": 0.5, "rounds": 1,
+                               "restore_from": 3 if several else 1}
     return model, lvtp_fx.transform(model, (x,), **options), x
 
 
@@ -58,11 +59,12 @@ def test_gradients_are_those_of_finite_differences(restore: str, reduce: str) ->
     assert numerically_right(fast, x)
 
 
-@pytest.mark.parametrize(("op", "right"), [
-    ("merge", False), ("restore_between", False), ("features", False), ("key_bias", True)])
-def test_a_gradient_that_is_cut_off_would_be_found(op: str, right: bool) -> None:
-    """Sizes are counts: there is nothing to differentiate in a key bias."""
-    _, fast, x = made("delta", "merge")
+@pytest.mark.parametrize(("op", "restore", "right"), [
+    ("merge", "delta", False), ("restore", "delta", False), ("key_bias", "delta", True), ("features", "delta", True),
+    ("restore_between", "delta of several", False), ("features", "delta of several", False)])
+def test_a_gradient_that_is_cut_off_would_be_found(op: str, restore: str, right: bool) -> None:
+    """Sizes are counts: there is nothing to differentiate in a key bias; features weigh what several restore."""
+    _, fast, x = made(restore, "merge")
     graph = copy.deepcopy(fast.graph)
     node = graph.find_nodes(op="call_function", target=getattr(torch.ops.lvtp, op).default)[-1]
     # One small parameter: where it finds an error, gradcheck goes through all entries to describe it.
