@@ -63,7 +63,9 @@ class Config:
         edge_in_rank: weight by which the second clustering keeps a cluster's edge tokens back, >= 0.
         neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0:
             cosine similarity lost at the squared distance of the grid's longer side.
-        align: kept counts, prefix and suffix tokens included, are rounded to a multiple of it, >= 1.
+        align: kept counts, prefix and suffix tokens included, are rounded to a multiple of it, >= 1. "auto": as fast
+            kernels like it: of half types, which matrix units multiply in tiles, to at most 32, and at most a sixteenth
+            of the grid; else to 1.
     """
 
     flops_cut: float = 0.35
@@ -89,7 +91,7 @@ class Config:
     importance_in_rank: float = 0.0
     edge_in_rank: float = 0.05
     neighbour_weight: float = 8.0
-    align: int = 1
+    align: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("keep_ratio", "sites", "qs", "cell"):
@@ -146,9 +148,9 @@ class Config:
         if not is_number(self.restore_softness) or self.restore_softness <= 0:
             _refuse("restore_softness", "a number > 0", self.restore_softness, "restore_from=1 needs none")
         for name in ("align", "entropy_keys", "rounds", "restore_from"):
-            value = getattr(self, name)
-            if not is_integer(value) or value < 1:
-                _refuse(name, "an integer >= 1", value, f"{name}=1")
+            value, auto = getattr(self, name), name == "align"
+            if not (is_integer(value) and value >= 1 or auto and value == "auto"):
+                _refuse(name, "an integer >= 1" + (', or "auto"' if auto else ""), value, f"{name}=1")
 
 
 def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import sympy
+import torch
+from torch import fx
 
 from lvtp_fx import cost, latency
 from lvtp_fx.errors import Code, LvtpError
@@ -15,6 +17,8 @@ from lvtp_fx.plan import Plan, Site
 from lvtp_fx.strategies import get
 
 _SMALLEST = 1e-3  # keep ratios below this leave one token anyway
+_TILES = (32, 16, 8)  # tokens that half types are multiplied in; the largest of which so many fit into the grid:
+_FEWEST = 16
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class SolveCounts:
         )
 
     def _solve(self, plan: Plan) -> tuple[int, ...]:
-        """Kept counts at the largest keep ratio r that meets the cut; site i keeps r ** weight[i]."""
+        """Kept counts at the largest keep ratio r that meets the cut; site i keeps r ** weight[i], and what rounding took
+        from it where the cut allows."""
         weights = self.weights or (1.0,) * len(plan.sites)
         least = _least(plan)
         symbols = cost.counts(plan)
@@ -102,7 +107,7 @@ class SolveCounts:
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if saved(*counts_at(middle)) >= wanted else (low, middle)
-        return counts_at(low)
+        return _topped_up(plan, counts_at(low), lambda counts: saved(*counts) >= wanted)
 
     def _goal(self, plan: Plan) -> _Goal:
         if plan.config.latency_cut is None:
@@ -136,13 +141,36 @@ def _counts(plan: Plan, ratios: tuple[float, ...]) -> tuple[int, ...]:
     """Grid tokens of each space: rounded down to the alignment of the whole token axis, at least one; as wanted where
     that would be too few for the strategy."""
     living, result = plan.sites[0].parent, []
-    least = _least(plan)
+    least, align = _least(plan), _alignment(plan)
     for ratio, shape in zip(ratios, cost.site_shapes(plan), strict=True):
         wanted = int(living * ratio + 1e-9)
-        aligned = (wanted + shape.ends) // plan.config.align * plan.config.align - shape.ends
+        aligned = (wanted + shape.ends) // align * align - shape.ends
         living = max(1, aligned if aligned >= max(1, int(living * least)) else wanted)
         result.append(living)
     return tuple(result)
+
+
+def _topped_up(plan: Plan, counts: tuple[int, ...], meets: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
+    """The counts, one step of the alignment more at each site where the cut is met all the same; the last site, where a
+    token costs least, first."""
+    align = _alignment(plan)
+    for i in reversed(range(len(counts))) if align > 1 else ():
+        more = (*counts[:i], counts[i] + align, *counts[i + 1 :])
+        if more[i] <= (plan.sites[0].parent, *counts)[i] and meets(more):
+            counts = more
+    return counts
+
+
+def _alignment(plan: Plan) -> int:
+    """`Config.align`, "auto" as a number."""
+    if plan.config.align != "auto":
+        return plan.config.align
+    assert plan.trunk is not None
+    q = plan.trunk.blocks[plan.sites[0].block].attention.node.args[0]
+    assert isinstance(q, fx.Node)
+    if q.meta["val"].dtype not in (torch.bfloat16, torch.float16):
+        return 1
+    return next((tile for tile in _TILES if tile * _FEWEST <= plan.sites[0].parent), 1)
 
 
 def _with_counts(plan: Plan, counts: tuple[int, ...]) -> Plan:

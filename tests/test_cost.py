@@ -60,3 +60,24 @@ def test_the_cut_does_not_depend_on_the_batch_of_the_example() -> None:
     model = Segmenter(SegmenterConfig(img_size=64, patch_size=8, C=16, depth=3, heads=2, classes=3))
     one, three = (lvtp_fx.explain(model, (torch.rand(B, 3, 64, 64),), flops_cut=0.3) for B in (1, 3))
     assert one == three
+
+
+@pytest.mark.parametrize(("side", "tile"), [(96, 32), (64, 16), (48, 8), (40, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_keep_whole_tiles(side: int, tile: int, dtype: torch.dtype) -> None:
+    """Of 576, 256, 144 and 100 tokens; as many as meet the cut. In float32 nothing is rounded."""
+    config = SegmenterConfig(img_size=side, patch_size=4, C=16, depth=4, heads=2, classes=3)
+    model, x = Segmenter(config).to(dtype), torch.rand(1, 3, side, side, dtype=dtype)
+    captured = capture(model, (x,), {})
+    report = lvtp_fx.explain(captured, flops_cut=0.3)
+    kept, parents = report.kept, (side * side // 16, *report.kept)
+    assert all((count + 1) % tile == 0 for count in kept)  # a class token is a prefix
+    assert report.flops_cut >= 0.3
+    for i, count in enumerate(kept) if tile > 1 else ():
+        more = [*kept[:i], count + tile, *kept[i + 1 :]]
+        ratios = tuple(a / b for a, b in zip(more, (parents[0], *more), strict=False))
+        if max(ratios) <= 1:
+            assert lvtp_fx.explain(captured, keep_ratio=ratios, align=1).flops_cut < 0.3
+    exact = lvtp_fx.explain(captured, flops_cut=0.3, align=1)
+    single = capture(model.float(), (x.float(),), {})
+    assert lvtp_fx.explain(single, flops_cut=0.3).kept == exact.kept

@@ -250,7 +250,7 @@ def test_lvtp106(it: Case, model: Any, got: str) -> None:
     ({"cell": (2,)}, "(rows, columns), each >= 1", "cell=(2, 2)"),
     ({"cell": None}, "(rows, columns), each >= 1", "cell=(2, 2)"),
     ({"strategy": Lvtp}, "a name, or an object", "strategy=Lvtp()"),
-    ({"align": 0}, "an integer >= 1", "align=1"),
+    ({"align": 0}, 'an integer >= 1, or "auto"', "align=1"),
     ({"restore_from": 0}, "an integer >= 1", "restore_from=1"),
     ({"restore_softness": 0}, "a number > 0", "restore_from=1 needs none"),
     ({"entropy_keys": 2.0}, "an integer >= 1", "entropy_keys=1"),
