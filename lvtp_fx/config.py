@@ -148,9 +148,11 @@ class Config:
         if not is_number(self.restore_softness) or self.restore_softness <= 0:
             _refuse("restore_softness", "a number > 0", self.restore_softness, "restore_from=1 needs none")
         for name in ("align", "entropy_keys", "rounds", "restore_from"):
-            value, auto = getattr(self, name), name == "align"
-            if not (is_integer(value) and value >= 1 or auto and value == "auto"):
-                _refuse(name, "an integer >= 1" + (', or "auto"' if auto else ""), value, f"{name}=1")
+            value = getattr(self, name)
+            if name == "align" and value == "auto":
+                continue
+            if not is_integer(value) or value < 1:
+                _refuse(name, "an integer >= 1" + (', or "auto"' if name == "align" else ""), value, f"{name}=1")
 
 
 def resolve(config: Config | None, overrides: dict[str, Any]) -> Config:

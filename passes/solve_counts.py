@@ -89,8 +89,8 @@ class SolveCounts:
         )
 
     def _solve(self, plan: Plan) -> tuple[int, ...]:
-        """Kept counts at the largest keep ratio r that meets the cut; site i keeps r ** weight[i], and what rounding took
-        from it where the cut allows."""
+        """Kept counts at the largest keep ratio r that meets the cut; site i keeps r ** weight[i], and of what rounding
+        takes from it as much as the cut allows."""
         weights = self.weights or (1.0,) * len(plan.sites)
         least = _least(plan)
         symbols = cost.counts(plan)
