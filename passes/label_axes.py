@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.batch_axis import BATCH_STAND_IN
-from lvtp_fx.passes.axes import contract, pointwise, shape
+from lvtp_fx.passes.axes import complex_pairs, contract, pointwise, shape
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, tensors
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
 from lvtp_fx.plan import Plan
@@ -78,7 +78,7 @@ def infer(node: fx.Node, reader: Reader) -> Flow:
 
 def rule_of(target: object) -> Rule | None:
     """The rule for an op, or None: then it needs the full grid."""
-    for rules in (pointwise.RULES, shape.RULES, contract.RULES):
+    for rules in (pointwise.RULES, shape.RULES, contract.RULES, complex_pairs.RULES):
         if rule := rules.get(target):
             return rule
     return pointwise.pointwise if pointwise.is_pointwise(target) else None

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from lvtp_fx.capture import capture
 from lvtp_fx.config import Config
 from lvtp_fx.passes import pipeline
-from lvtp_fx.passes.axes import contract, pointwise, shape
+from lvtp_fx.passes.axes import complex_pairs, contract, pointwise, shape
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, token_axes, token_factor
 from lvtp_fx.passes.label_axes import LabelAxes
 from lvtp_fx.plan import Plan
@@ -99,6 +99,8 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "and": (aten.__and__.Tensor, lambda m: (m.grid > 0) & (m.pos > 0), "# 8x6 32"),
     "or": (aten.__or__.Tensor, lambda m: (m.grid > 0) | (m.pos > 0), "# 8x6 32"),
     "rotary": (aten.add.Tensor, lambda m: m.heads[:, :, 1:] * m.pos[:, :D] + m.heads[:, :, 1:], "# 2 8x6 16"),
+    "polar": (aten.polar.default, lambda m: torch.polar(m.grid, m.pos), "# 8x6 32"),
+    "complex": (aten.complex.default, lambda m: torch.complex(m.grid, m.pos), "# 8x6 32"),
     "_to_copy": (aten._to_copy.default, lambda m: m.tokens.double(), "# 1+8x6 32"),
     "type_as": (aten.type_as.default, lambda m: m.tokens.type_as(m.seen), "# 1+8x6 32"),
     "clone": (aten.clone.default, lambda m: m.tokens.clone(), "# 1+8x6 32"),
@@ -158,6 +160,11 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "concatenate": (
         aten.concatenate.default, lambda m: torch.concatenate([m.tokens[:, :1], m.tokens], 1), "# 2+8x6 32"),
     "stack": (aten.stack.default, lambda m: torch.stack([m.tokens, m.tokens], 1), "# 2 1+8x6 32"),
+    # complex_pairs
+    "view_as_complex": (
+        aten.view_as_complex.default, lambda m: torch.view_as_complex(m.tokens.reshape(-1, T, C // 2, 2)), "# 1+8x6 16"),
+    "view_as_real": (
+        aten.view_as_real.default, lambda m: torch.view_as_real(torch.complex(m.grid, m.grid)), "# 8x6 32 2"),
     # contract
     "matmul": (aten.matmul.default, lambda m: m.tokens @ m.wide, "# 1+8x6 5"),
     "scores": (aten.matmul.default, lambda m: m.heads @ m.heads.mT, "# 2 1+8x6 1+8x6"),
@@ -363,9 +370,26 @@ def test_refused(name: str, plan: Plan, results: dict[str, fx.Node]) -> None:
     assert plan.flows[node].full == reason
 
 
+def test_pairs_of_images_need_the_full_grid() -> None:
+    """A test of its own: only a fixed batch of two can become the pairs of complex numbers."""
+
+    class Paired(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, C, 4, 4)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            tokens = self.embed(image).flatten(2).transpose(1, 2)
+            return torch.view_as_complex(tokens.permute(1, 2, 0).contiguous()).abs()
+
+    plan = LabelAxes()(pipeline.start(capture(Paired(), (torch.randn(B, 3, 32, 24),), {}), Config()))
+    (found,) = (flow.full for node, flow in plan.flows.items() if node.target is aten.view_as_complex.default)
+    assert found == "pairs of the batch become complex numbers"
+
+
 def test_every_rule_is_tested() -> None:
     tested = {target for target, _, _ in (*FOLLOWED.values(), *REFUSED.values())}
-    rules = {**pointwise.RULES, **shape.RULES, **contract.RULES}
+    rules = {**pointwise.RULES, **shape.RULES, **contract.RULES, **complex_pairs.RULES}
     # The same functions under other names, which capture writes in the tested ones.
     others = {aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
               aten.chunk.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.contiguous.default,

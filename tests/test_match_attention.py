@@ -78,6 +78,17 @@ def token_first(m: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhnm,bmhd->bnhd", a, v).transpose(1, 2)
 
 
+def turned(x: Tensor, table: Tensor) -> Tensor:
+    """Pairs of channels as complex numbers, turned by an angle that depends on the token."""
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    angles = table[0, :, : D // 2]
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(3).type_as(x)
+
+
+def complex_rotary(m: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(turned(q, m.bias_table), turned(k, m.bias_table), v)
+
+
 FORMS: dict[str, Form] = {
     "fused": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v),
     "fused with a boolean mask": lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.allowed),
@@ -132,6 +143,7 @@ FORMS: dict[str, Form] = {
     "heads merged for the values": merge_heads_between,
     "rows and columns apart for the bias": rows_and_columns,
     "relative keys": relative_keys,
+    "rotary, in complex numbers": complex_rotary,
     "one head of keys": lambda m, q, k, v: scores(m, q, k[:, :1]).softmax(-1) @ v,
     "dropout": lambda m, q, k, v: m.dropout(scores(m, q, k).softmax(-1)) @ v,
     "softmax in float64": lambda m, q, k, v: scores(m, q, k).softmax(-1, dtype=torch.float64).to(q.dtype) @ v,
@@ -364,7 +376,7 @@ def test_softmax_in_float32_between_halves(dtype: torch.dtype) -> None:
 
 def test_pruned_graph_equals_the_dense_oracle() -> None:
     """Blocks in different forms, tokens dropped after each."""
-    names = ("masked_fill", "einsum, tokens first", "rows and columns apart for the bias",
+    names = ("masked_fill", "einsum, tokens first", "rows and columns apart for the bias", "rotary, in complex numbers",
              "queries and keys in float64", "the maximum taken off")
     dense = captured(randomise(TinyViT([PreNorm(Attention(FORMS[name])) for name in names]), seed=0))
     fast = lvtp_fx.transform(dense, keep_ratio=0.8, sites=(0, 2))

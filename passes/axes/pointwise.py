@@ -82,7 +82,8 @@ def halve(node: fx.Node, reader: Reader) -> Flow:
 
 
 # Pointwise, but torch does not tag them so.
-_UNTAGGED = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.__and__.Tensor, aten.__or__.Tensor)
+_UNTAGGED = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.__and__.Tensor, aten.__or__.Tensor,
+             aten.polar.default, aten.complex.default)
 
 
 def is_pointwise(target: object) -> bool:
