@@ -162,7 +162,8 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "stack": (aten.stack.default, lambda m: torch.stack([m.tokens, m.tokens], 1), "# 2 1+8x6 32"),
     # complex_pairs
     "view_as_complex": (
-        aten.view_as_complex.default, lambda m: torch.view_as_complex(m.tokens.reshape(-1, T, C // 2, 2)), "# 1+8x6 16"),
+        aten.view_as_complex.default, lambda m: torch.view_as_complex(m.tokens.reshape(-1, T, C // 2, 2)),
+        "# 1+8x6 16"),
     "view_as_real": (
         aten.view_as_real.default, lambda m: torch.view_as_real(torch.complex(m.grid, m.grid)), "# 8x6 32 2"),
     # contract
