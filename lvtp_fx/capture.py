@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class Capture:
         thawed: parameters that `torch.no_grad()` keeps from training in the model, and nothing does in the graph.
         read: buffers whose values Python asked for; what it then did is fixed in the graph.
         unread: the model's parameters and buffers that the graph does not read, by name.
+        repeated: the example was one image, which was repeated.
     """
 
     module: fx.GraphModule
@@ -68,6 +69,12 @@ class Capture:
     thawed: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
     unread: dict[str, torch.Tensor] = field(default_factory=dict)
+    repeated: bool = False
+
+    @property
+    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example inputs at the batch size that they were given in."""
+        return first_image(self.args, self.kwargs) if self.repeated else (self.args, self.kwargs)
 
 
 def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -93,7 +100,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         else:
             note = _why_fixed(program, free, _twin(model), args, kwargs)
             if not note:
-                return free
+                return replace(free, repeated=batch_size(args, kwargs) == 1)
         try:
             program, read = _exported(_twin(model), args, kwargs, dynamic=False)
         except Exception as error:

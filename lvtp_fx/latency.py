@@ -36,7 +36,7 @@ def probe(graph: fx.GraphModule, captured: Capture) -> Clock:
 
 def op_times(module: fx.GraphModule, captured: Capture) -> dict[str, float]:
     """Milliseconds of each op on the example inputs, alone and not compiled, by the name of its node."""
-    return _timed(module, flat_inputs(module, captured.args, captured.kwargs))
+    return _timed(module, flat_inputs(module, *captured.given))
 
 
 def calibrated(clock: Clock, plan: Plan, module: fx.GraphModule, captured: Capture) -> Clock:
@@ -58,7 +58,7 @@ def inserted_ms(plan: Plan, module: fx.GraphModule, captured: Capture) -> float:
     """Milliseconds of the ops that the rewritten `module`, made of `plan`, has beyond the analysed graph.
 
     As one compiled graph, as they will run; one by one where Inductor finds no compiler."""
-    inputs = flat_inputs(module, captured.args, captured.kwargs)
+    inputs = flat_inputs(module, *captured.given)
     part, outside = _inserted_part(module, {node.name for node in plan.graph_module.graph.nodes})
     tap = Tap(module, {node.name for node in outside})
     with torch.no_grad(), kept_state(module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import lvtp_fx
 from lvtp_fx import cost, latency
@@ -116,6 +117,20 @@ def test_the_inserted_part_computes_what_the_whole_graph_does() -> None:
     assert len(names) > 3
     for name, value in zip(names, found, strict=True):
         assert torch.equal(value, tap.seen[name])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_as_many_images_are_timed_as_were_given(batch: int) -> None:
+    """Capture repeats one image, since export would take a batch of one for fixed."""
+    model, x = Segmenter(SMALL), torch.rand(batch, 3, SMALL.img_size, SMALL.img_size)
+    captured = capture(model, (x,), {})
+    ((given,), _) = captured.given
+    assert torch.equal(given, x)
+    with FlopCounterMode(display=False) as once, torch.no_grad():
+        captured.module(x)
+    with FlopCounterMode(display=False) as timed:
+        latency.op_times(captured.module, captured)
+    assert timed.get_total_flops() == (1 + latency._REPEATS) * once.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("options", [{"flops_cut": 0.3, "check_latency": True}, {"latency_cut": 0.1}], ids=str)
