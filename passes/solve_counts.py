@@ -17,8 +17,8 @@ from lvtp_fx.plan import Plan, Site
 from lvtp_fx.strategies import get
 
 _SMALLEST = 1e-3  # keep ratios below this leave one token anyway
-_TILES = (32, 16, 8)  # tokens that half types are multiplied in; the largest of which so many fit into the grid:
-_FEWEST = 16
+_TILES = (32, 16, 8)  # tokens that half types are multiplied in at once; the largest tile that a grid holds
+_FEWEST = 16  # of is taken, so that rounding to whole tiles takes few tokens from a site
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _counts(plan: Plan, ratios: tuple[float, ...]) -> tuple[int, ...]:
 
 def _topped_up(plan: Plan, counts: tuple[int, ...], meets: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
     """The counts, one step of the alignment more at each site where the cut is met all the same; the last site, where a
-    token costs least, first."""
+    token costs least, first. What rounding to whole tokens takes is not worth it."""
     align = _alignment(plan)
     for i in reversed(range(len(counts))) if align > 1 else ():
         more = (*counts[:i], counts[i] + align, *counts[i + 1 :])
