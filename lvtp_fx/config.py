@@ -64,8 +64,8 @@ class Config:
         neighbour_weight: how much an owner that is nearer on the grid is preferred to one that is more similar, >= 0:
             cosine similarity lost at the squared distance of the grid's longer side.
         align: kept counts, prefix and suffix tokens included, are rounded to a multiple of it, >= 1. "auto": as fast
-            kernels like it: of half types, which matrix units multiply in tiles, to at most 32, and at most a sixteenth
-            of the grid; else to 1.
+            kernels like it: of half types, which matrix units multiply in tiles, to at most 32, of float32 to at most
+            16, and at most a sixteenth of the grid; else to 1.
     """
 
     flops_cut: float = 0.35

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from lvtp_fx.ops.registry import edition
 from lvtp_fx.passes.assign_spaces import births, seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes
@@ -185,7 +186,7 @@ class _Emitter:
         label, entered = self.plan.labels[state], self.base[state]
         stream, _ = self.to.as_tokens(entered, label)
         if not self.to.spaces:
-            position = self.to.call("positions", stream, site.parent)
+            position = self.to.call("positions", stream, site.parent, edition())
             self.to.spaces.append(SpaceNodes(site.parent, None, None, position, self.to.call("ones", position)))
         here, config = self.to.spaces[-1], self.plan.config
         context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), self.to,

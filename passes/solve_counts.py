@@ -17,8 +17,10 @@ from lvtp_fx.plan import Plan, Site
 from lvtp_fx.strategies import get
 
 _SMALLEST = 1e-3  # keep ratios below this leave one token anyway
-_TILES = (32, 16, 8)  # tokens that half types are multiplied in at once; the largest tile that a grid holds
-_FEWEST = 16  # of is taken, so that rounding to whole tiles takes few tokens from a site
+# Tokens that are multiplied at once: by matrix units, and in float32 by vector units. The largest tile is taken that a
+# grid holds _FEWEST of, so that rounding to whole tiles takes few tokens from a site.
+_TILES = {torch.bfloat16: (32, 16, 8), torch.float16: (32, 16, 8), torch.float32: (16, 8)}
+_FEWEST = 16
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,8 @@ def _alignment(plan: Plan) -> int:
     assert plan.trunk is not None
     q = plan.trunk.blocks[plan.sites[0].block].attention.node.args[0]
     assert isinstance(q, fx.Node)
-    if q.meta["val"].dtype not in (torch.bfloat16, torch.float16):
-        return 1
-    return next((tile for tile in _TILES if tile * _FEWEST <= plan.sites[0].parent), 1)
+    tiles = _TILES.get(q.meta["val"].dtype, ())
+    return next((tile for tile in tiles if tile * _FEWEST <= plan.sites[0].parent), 1)
 
 
 def _with_counts(plan: Plan, counts: tuple[int, ...]) -> Plan:

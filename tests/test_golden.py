@@ -10,6 +10,7 @@ from torch import fx
 
 import lvtp_fx
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
+from lvtp_fx.ops.registry import edition
 
 
 def lines(graph: fx.Graph) -> str:
@@ -25,7 +26,8 @@ def lines(graph: fx.Graph) -> str:
             count[short] += 1
             names[node] = f"{short}{count[short]}"
             args = fx.node.map_arg(list(node.args), lambda n: _Named(names[n]))
-            out.append(f"{names[node]} = {op}({', '.join(map(str, args))})")
+            shown = ", ".join("<edition>" if arg == edition() else str(arg) for arg in args)
+            out.append(f"{names[node]} = {op}({shown})")
     return "\n".join(out)
 
 
@@ -66,7 +68,7 @@ transpose2 = aten.transpose.int(scaled_dot_product_attention1, 1, 2)
 reshape3 = aten.reshape(transpose2, [sym_size1, 17, 8])
 linear2 = aten.linear(reshape3, blocks_0_proj_weight, blocks_0_proj_bias)
 add2 = aten.add.Tensor(cat1, linear2)
-positions1 = lvtp.positions(add2, 16)
+positions1 = lvtp.positions(add2, 16, <edition>)
 ones1 = lvtp.ones(positions1)
 features1 = lvtp.features(getitem2, 1, 0)
 edges1 = lvtp.edges(check_input1, 4, 4)

@@ -65,17 +65,21 @@ def rank(
     excess = edges - torch.gather(mean, 1, cluster)
     worth = edge_weight * excess.clamp(min=0) + importance_weight * importance
     priority = (worth - closest).scatter(1, anchors, torch.inf)
-    done, M = anchors.shape[1], anchors.shape[1]
+    # Only tokens that are not chosen yet are compared with those that a round chooses. M are chosen before the first:
+    # the anchors, and the best of the others in the place of anchors that repeat.
+    undecided, done = torch.arange(cluster.shape[1], device=cluster.device).expand_as(cluster), anchors.shape[1]
+    skip = done
     for part in range(1, rounds):
-        upto = chosen_after(part, rounds, M, kept)
-        if upto > done:
-            chosen = descending(priority)[:, :upto]
-            closest = torch.maximum(closest, nearest(keyed, None, chosen[:, done:], neighbour_weight)[0])
-            # Where anchors repeat, places before `done` hold more than anchors: all that is chosen stays chosen.
-            held = priority.isposinf().scatter(1, chosen, True)
-            priority = (worth - closest).masked_fill(held, torch.inf)
-        done = upto
-    return priority
+        count = chosen_after(part, rounds, anchors.shape[1], kept) - done
+        if not count:
+            continue
+        order = descending(priority)[:, skip:]
+        undecided, closest = torch.gather(undecided, 1, order), torch.gather(closest, 1, order)
+        chosen, undecided, closest = undecided[:, :count], undecided[:, count:], closest[:, count:]
+        closest = torch.maximum(closest, nearest(keyed, undecided, chosen, neighbour_weight)[0])
+        priority = torch.gather(worth, 1, undecided) - closest
+        skip, done = 0, done + count
+    return torch.full_like(worth, torch.inf).scatter(1, undecided, priority)
 
 
 def chosen_after(part: int, rounds: int, anchors: int, kept: int) -> int:

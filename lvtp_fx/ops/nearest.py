@@ -68,7 +68,7 @@ def nearest_few(
 
     Args:
         keyed: [B, N, C + 3], of `placed`, in reading order.
-        tokens: [B, J] int64 indices of tokens, ascending; None for all.
+        tokens: [B, J] int64 indices of tokens; None for all.
         others: [B, M] int64 indices of tokens. Results are indices into it.
         count: >= 1.
     """

@@ -6,8 +6,11 @@ and Inductor fuses what is inside.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import wraps
+from importlib import resources
+from importlib.metadata import version
 from typing import TypeVar
 
 import torch
@@ -35,3 +38,13 @@ def op(schema: str) -> Callable[[_Body], _Body]:
         return body
 
     return register
+
+
+def edition() -> str:
+    """A digest of this version and of the sources of the ops. A graph that names it (`lvtp.positions`) is another one
+    where a body has changed: compilers keep what they made by the text of a graph, and do not look into its ops."""
+    made = hashlib.sha256(version("lvtp_fx").encode())
+    for file in sorted(resources.files("lvtp_fx.ops").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            made.update(file.read_bytes())
+    return made.hexdigest()[:16]

@@ -7,12 +7,13 @@ import torch
 
 from lvtp_fx.ops.nearest import FAR, nearest, nearest_few, paired_affinity, placed
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.rows import dropped, rows
+from lvtp_fx.ops.rows import ascending, dropped, rows
 
 
-@op("positions(Tensor like, int count) -> Tensor")
-def positions(like: torch.Tensor, count: int) -> torch.Tensor:
-    """[B, count] int64: 0, 1, ... for each image; `like` gives the batch size and the device."""
+@op("positions(Tensor like, int count, str edition='') -> Tensor")
+def positions(like: torch.Tensor, count: int, edition: str = "") -> torch.Tensor:
+    """[B, count] int64: 0, 1, ... for each image; `like` gives the batch size and the device. `edition`: see
+    `registry.edition`, changes nothing."""
     return torch.arange(count, device=like.device).expand(like.shape[0], count)
 
 
@@ -27,11 +28,11 @@ def features(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
 @op("select(Tensor priority, int kept) -> Tensor")
 def select(priority: torch.Tensor, kept: int) -> torch.Tensor:
     """The `kept` tokens of the highest priority, ascending: [B, K] int64."""
-    return torch.sort(descending(priority)[:, :kept], dim=-1).values
+    return ascending(descending(priority)[:, :kept], priority.shape[1])
 
 
 def descending(priority: torch.Tensor) -> torch.Tensor:
-    """All tokens, those of the highest priority first: [B, N] int64. Ties go to the earlier token.
+    """All tokens, those of the highest priority first: [B, N] int64. Ties go to the earlier one.
 
     A priority that is not a number ranks lowest, so that a bad image cannot make the order undefined.
     """

@@ -46,10 +46,11 @@ class Lvtp:
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         entropy = entropy_flops(shape, config) if config.entropy_weight else sympy.Integer(0)
         anchors = anchor_count(shape, config)
-        # Of the tokens chosen, all but those of the last round are compared with.
+        # All tokens are compared with the anchors, and those that are left with what each round but the last chose.
         upto = [chosen_after(part, config.rounds, anchors, shape.K) for part in range(config.rounds)]
-        parts = [anchors, *(after - before for before, after in pairwise(upto))]
-        ranking = sum(nearest_flops(shape.N, part, shape.N, feature_width(shape, config)) for part in parts)
+        compared = [(shape.N, anchors), *((shape.N - after, after - before) for before, after in pairwise(upto))]
+        width = feature_width(shape, config)
+        ranking = sum(nearest_flops(tokens, others, shape.N, width) for tokens, others in compared)
         return entropy + ranking + owner_flops(shape, config)
 
 
