@@ -70,15 +70,15 @@ def rank(
     undecided, done = torch.arange(cluster.shape[1], device=cluster.device).expand_as(cluster), anchors.shape[1]
     skip = done
     for part in range(1, rounds):
-        count = chosen_after(part, rounds, anchors.shape[1], kept) - done
-        if not count:
+        more = chosen_after(part, rounds, anchors.shape[1], kept) - done
+        if not more:
             continue
         order = descending(priority)[:, skip:]
         undecided, closest = torch.gather(undecided, 1, order), torch.gather(closest, 1, order)
-        chosen, undecided, closest = undecided[:, :count], undecided[:, count:], closest[:, count:]
+        chosen, undecided, closest = undecided[:, :more], undecided[:, more:], closest[:, more:]
         closest = torch.maximum(closest, nearest(keyed, undecided, chosen, neighbour_weight)[0])
         priority = torch.gather(worth, 1, undecided) - closest
-        skip, done = 0, done + count
+        skip, done = 0, done + more
     return torch.full_like(worth, torch.inf).scatter(1, undecided, priority)
 
 
