@@ -94,7 +94,7 @@ def test_large_models_are_analysed_without_weights(name: str) -> None:
     report = lvtp_fx.explain(model, flops_cut=0.3)
     assert report.refused == ""
     assert len(report.blocks) == 24
-    assert 0.3 <= report.flops_cut < 0.31
+    assert 0.3 <= report.flops_cut < 0.32
     assert all(p.is_meta for p in model.parameters())
     assert report.gflops_dense > 100
 
