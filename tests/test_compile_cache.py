@@ -12,6 +12,7 @@ import pytest
 
 import lvtp_fx
 from lvtp_fx import models, passes
+from tests.conftest import needs_compiler
 
 RUN = """
 import torch, lvtp_fx
@@ -48,6 +49,7 @@ def package(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@needs_compiler
 def test_an_op_that_has_changed_is_compiled_anew(package: Path, tmp_path: Path) -> None:
     first, total = run(package, tmp_path / "cache")
     assert first == 0

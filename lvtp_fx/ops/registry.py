@@ -6,7 +6,6 @@ and Inductor fuses what is inside.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import wraps
 from importlib import resources
@@ -14,6 +13,8 @@ from importlib.metadata import version
 from typing import TypeVar
 
 import torch
+
+from lvtp_fx.digest import digest_of
 
 _LIBRARY = torch.library.Library("lvtp", "DEF")
 _KEYS = torch._C.DispatchKey
@@ -43,8 +44,6 @@ def op(schema: str) -> Callable[[_Body], _Body]:
 def edition() -> str:
     """A digest of this version and of the sources of the ops. A graph that names it (`lvtp.positions`) is another one
     where a body has changed: compilers keep what they made by the text of a graph, and do not look into its ops."""
-    made = hashlib.sha256(version("lvtp_fx").encode())
-    for file in sorted(resources.files("lvtp_fx.ops").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            made.update(file.read_bytes())
-    return made.hexdigest()[:16]
+    files = sorted(resources.files("lvtp_fx.ops").iterdir(), key=lambda file: file.name)
+    sources = (file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py"))
+    return digest_of(version("lvtp_fx") + "".join(sources), ())[:16]
