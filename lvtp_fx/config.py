@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Reduce = Literal["merge", "select"]
 Restore = Literal["delta", "copy", "frozen"]
-Feature = Literal["keys", "stream"]
+Feature = Literal["auto", "keys", "stream"]
 Decoder = Literal["reduced", "full"]
 AIMS = ("flops_cut", "latency_cut", "keep_ratio")  # fields that say how much is pruned, each in another way
 STRATEGIES = (
@@ -56,7 +56,9 @@ class Config:
         entropy_weight: weight of the entropy in a token's importance, >= 0.
         edge_weight: weight of the Sobel edges in a token's importance, >= 0.
         cell: (rows, columns) of the grid cells of the first clustering, each of which keeps a representative.
-        feature: what similarity is measured on: the "keys" of the site, mean over heads, or the "stream".
+        feature: what similarity is measured on: the "keys" of the site, mean over heads; the residual "stream", folded
+            to as many channels; or "auto": the stream in the first block, whose keys have seen nothing but their own
+            patch yet, and keys in all others.
         rounds: in how many parts the tokens beyond the representatives are chosen, >= 1; after each, tokens like those
             already chosen rank lower.
         importance_in_rank: weight of the importance in the ranking within clusters, >= 0.
@@ -86,11 +88,11 @@ class Config:
     entropy_weight: float = 1.0
     edge_weight: float = 0.5
     cell: tuple[int, int] = (2, 2)
-    feature: Feature = "keys"
+    feature: Feature = "auto"
     rounds: int = 6
     importance_in_rank: float = 0.0
     edge_in_rank: float = 0.05
-    neighbour_weight: float = 8.0
+    neighbour_weight: float = 3.0
     align: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:

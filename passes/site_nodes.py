@@ -44,10 +44,12 @@ def site_nodes(
     factor = token_factor(uses[old_q][-2])
     assert factor is not None
     ends = (factor.before, factor.after)
-    source, source_ends = (k, ends) if config.feature == "keys" else (stream, feature_ends)
+    told_by_keys = config.feature == "keys" or (config.feature == "auto" and plan.sites[index].block > 0)
+    source, source_ends = (k, ends) if told_by_keys else (stream, feature_ends)
+    D = length(uses[old_k][-1])
     return SiteNodes(
         q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
-        feature=to.call("features", source, *source_ends), N=tokens, position=to.spaces[-1].position, image=image,
+        feature=to.call("features", source, *source_ends, D), N=tokens, position=to.spaces[-1].position, image=image,
         before=ends[0], after=ends[1], grid=plan.trunk.grid, kept=plan.sites[index].kept, call=to.call,
     )
 

@@ -240,7 +240,7 @@ def test_lvtp106(it: Case, model: Any, got: str) -> None:
     ({"reduce": "drop"}, "one of merge, select", "reduce='merge'"),
     ({"restore": "zero"}, "one of delta, copy, frozen", "restore='delta'"),
     ({"decoder": "none"}, "one of reduced, full", "decoder='reduced'"),
-    ({"feature": "values"}, "one of keys, stream", "feature='keys'"),
+    ({"feature": "values"}, "one of auto, keys, stream", "feature='auto'"),
     ({"entropy_direction": "up"}, "one of low, high", "entropy_direction='low'"),
     ({"proportional_attention": 1}, "True or False", "leave it out"),
     ({"qs": ()}, "one or more Tsallis orders > 0", "qs=(0.5, 1.0, 2.0)"),

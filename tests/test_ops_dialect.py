@@ -48,7 +48,7 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "hashed": lambda t: lvtp.hashed(t["position"], 3),
     "spread": lambda t: lvtp.spread(t["position"], 6),
     "positions": lambda t: lvtp.positions(t["x"], 20),
-    "features": lambda t: lvtp.features(t["k"], 1, 1),
+    "features": lambda t: torch.cat([lvtp.features(t["k"], 1, 1, 4), lvtp.features(t["x"], 1, 1, 2)], dim=-1),
     "select": lambda t: lvtp.select(t["importance"], 8),
     "owners": lambda t: lvtp.owners(t["feature"], t["kept"], t["position"], 6, 6, 0.1),
     "supports": lambda t: torch.cat(supports(t, t["owner"]), dim=-1),
@@ -127,7 +127,7 @@ class Pruned(nn.Module):
         q, k = (x.unflatten(-1, (2, 4)).transpose(1, 2) * s for s in (1.0, -0.7))
         mask = torch.zeros(25, 25).masked_fill(torch.ones(25, 25).tril(-20).bool(), -torch.inf)
         position = lvtp.positions(x, 24)
-        feature = lvtp.features(k, 1, 0)
+        feature = lvtp.features(k, 1, 0, 4)
         entropy = lvtp.entropy(q, k, mask, None, 1, 0, [0.5, 1.0, 2.0], 2)
         edges = lvtp.compose(lvtp.edges(image, *GRID), position)
         importance = lvtp.blend(entropy, edges, -1.0, 0.5)

@@ -68,10 +68,10 @@ class Site:
         def call(name: str, *args: Any) -> fx.Node:
             return graph.call_function(getattr(torch.ops.lvtp, name).default, args)
 
-        source = given["k"] if config.feature == "keys" else given["stream"]
+        source = given["stream"] if config.feature == "stream" else given["k"]
         nodes = SiteNodes(
             q=given["q"], k=given["k"], mask=given["mask"] if self.mask else None, scale=None,
-            stream=given["stream"], feature=call("features", source, self.before, self.after),
+            stream=given["stream"], feature=call("features", source, self.before, self.after, self.D),
             position=given["position"], image=given["image"] if self.image else None, before=self.before,
             after=self.after, grid=self.grid, N=self.N, kept=self.kept, call=call,
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from lvtp_fx.ops.nearest import FAR, nearest, nearest_few, paired_affinity, placed
 from lvtp_fx.ops.registry import op
@@ -17,12 +18,18 @@ def positions(like: torch.Tensor, count: int, edition: str = "") -> torch.Tensor
     return torch.arange(count, device=like.device).expand(like.shape[0], count)
 
 
-@op("features(Tensor x, int before, int after) -> Tensor")
-def features(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
-    """Features of the grid tokens: [B, N, C] from a stream [B, L, C], or [B, N, D] from keys [B, H, L, D] (their mean
-    over the heads)."""
-    flat = x.mean(1) if x.ndim == 4 else x
-    return flat[:, before : flat.shape[1] - after]
+@op("features(Tensor x, int before, int after, int width) -> Tensor")
+def features(x: torch.Tensor, before: int, after: int, width: int) -> torch.Tensor:
+    """Features of the grid tokens: [B, N, width], so that tokens cost the same to compare whatever they are told by.
+
+    Of keys [B, H, L, width] the mean over the heads. Of a stream [B, L, C] the channels c, c + width, c + 2 width, ...
+    added up: a projection that keeps distances well enough to rank by.
+    """
+    grid = (x.mean(1) if x.ndim == 4 else x)[:, before : x.shape[-2] - after]
+    if grid.shape[-1] == width:
+        return grid
+    wide = torch.promote_types(x.dtype, torch.float32)  # half types would round, or overflow
+    return F.pad(grid, (0, -grid.shape[-1] % width)).unflatten(-1, (-1, width)).sum(-2, dtype=wide)
 
 
 @op("select(Tensor priority, int kept) -> Tensor")

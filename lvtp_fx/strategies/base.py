@@ -47,7 +47,7 @@ class SiteNodes:
         q, k: [B, H, L, D] queries and keys of the site's attention; mask: its additive or boolean mask, or None.
         scale: its scale, None for D ** -0.5.
         stream: [B, L, C], the residual stream that is about to be reduced.
-        feature: [B, N, ...] what similarity of tokens is measured on.
+        feature: [B, N, D] what similarity of tokens is measured on.
         N: how many grid tokens live here.
         position: [B, N] int64, places of the living tokens on the full grid.
         image: float [B, channels, height, width] as it enters the patch embedding, or None where there is none.
@@ -136,9 +136,4 @@ def _near(site: SiteNodes, config: Config) -> tuple[int, int, float]:
 
 def owner_flops(shape: SiteShape, config: Config) -> sympy.Expr:
     """FLOPs of the owners of `keep_highest`, and of the supports of either."""
-    return nearest_flops(shape.N - shape.K, shape.K, shape.N, feature_width(shape, config))
-
-
-def feature_width(shape: SiteShape, config: Config) -> int:
-    """Channels of `SiteNodes.feature`."""
-    return shape.D if config.feature == "keys" else shape.C
+    return nearest_flops(shape.N - shape.K, shape.K, shape.N, shape.D)

@@ -15,7 +15,7 @@ from torch import fx
 from lvtp_fx.config import Config
 from lvtp_fx.ops.cluster import chosen_after
 from lvtp_fx.ops.nearest import nearest_flops
-from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, feature_width, keep_highest, owner_flops
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owner_flops
 from lvtp_fx.strategies.scores import edge_node, entropy_flops, entropy_node
 
 
@@ -49,8 +49,7 @@ class Lvtp:
         # All tokens are compared with the anchors, and those that are left with what each round but the last chose.
         upto = [chosen_after(part, config.rounds, anchors, shape.K) for part in range(config.rounds)]
         compared = [(shape.N, anchors), *((shape.N - after, after - before) for before, after in pairwise(upto))]
-        width = feature_width(shape, config)
-        ranking = sum(nearest_flops(tokens, others, shape.N, width) for tokens, others in compared)
+        ranking = sum(nearest_flops(tokens, others, shape.N, shape.D) for tokens, others in compared)
         return entropy + ranking + owner_flops(shape, config)
 
 

@@ -7,15 +7,7 @@ from torch import fx
 
 from lvtp_fx.config import Config
 from lvtp_fx.ops.nearest import ADDED
-from lvtp_fx.strategies.base import (
-    Choice,
-    SiteNodes,
-    SiteShape,
-    feature_width,
-    owned,
-    owner_flops,
-    several_supports,
-)
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, owned, owner_flops, several_supports
 
 ROUNDS = 5  # of the k-means of `Superpixels`
 
@@ -33,7 +25,7 @@ class Bipartite:
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         first = sympy.ceiling(sympy.sympify(shape.N) / 2)
-        return 2 * first * (shape.N - first) * feature_width(shape, config) + _support_flops(shape, config)
+        return 2 * first * (shape.N - first) * shape.D + _support_flops(shape, config)
 
 
 class Mutual:
@@ -50,7 +42,7 @@ class Mutual:
         return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return 2 * shape.N**2 * feature_width(shape, config) + _support_flops(shape, config)
+        return 2 * shape.N**2 * shape.D + _support_flops(shape, config)
 
 
 class Superpixels:
@@ -69,7 +61,7 @@ class Superpixels:
         return _decide(site, partner, 0.0, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        means = 2 * ROUNDS * shape.N * shape.K * (feature_width(shape, config) + ADDED)
+        means = 2 * ROUNDS * shape.N * shape.K * (shape.D + ADDED)
         return means + _support_flops(shape, config)
 
 
