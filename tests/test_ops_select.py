@@ -22,14 +22,25 @@ def test_positions_count_up_in_every_image() -> None:
     assert lvtp.positions(torch.zeros(3, 7, 2), 4).dtype == torch.int64
 
 
-@given(before=st.integers(0, 2), after=st.integers(0, 2))
+@given(before=st.integers(0, 2), after=st.integers(0, 2), C=st.integers(1, 9), width=st.integers(1, 9))
 @few
-def test_features_leave_the_ends_out(before: int, after: int) -> None:
+def test_features_are_mean_keys_or_a_folded_stream(before: int, after: int, C: int, width: int) -> None:
     L = before + 5 + after
-    stream, keys = normal(0, 2, L, 3), normal(1, 2, 4, L, 3)
-    assert torch.equal(lvtp.features(stream, before, after), stream[:, before : before + 5])
+    stream, keys = normal(0, 2, L, C), normal(1, 2, 4, L, width)
     mean = sum(keys[:, h, before : before + 5] for h in range(4)) / 4
-    torch.testing.assert_close(lvtp.features(keys, before, after), mean)
+    torch.testing.assert_close(lvtp.features(keys, before, after, width), mean)
+    folded = torch.zeros(2, 5, width, dtype=stream.dtype)
+    for channel in range(C):
+        folded[:, :, channel % width] += stream[:, before : before + 5, channel]
+    torch.testing.assert_close(lvtp.features(stream, before, after, width), folded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_folded_stream_of_a_half_type_neither_overflows_nor_rounds(dtype: torch.dtype) -> None:
+    stream = torch.full((1, 2, 64), 6e4).to(dtype)
+    folded = lvtp.features(stream, 0, 0, 4)
+    assert folded.dtype == torch.float32
+    assert torch.equal(folded, 16 * stream[..., :4].float())
 
 
 def select_by_sort(row: list[float], kept: int) -> list[int]:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-import lvtp_fx.ops  # noqa: F401  (registers the dialect)
+import lvtp_fx
 from lvtp_fx.config import STRATEGIES, Config
 from lvtp_fx.errors import LvtpError
+from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from lvtp_fx.run_graph import Tap
 from lvtp_fx.strategies import SiteNodes, SiteShape, Strategy, get
 from lvtp_fx.strategies.lvtp import cells, fitting_cell
@@ -363,3 +364,17 @@ def test_an_unknown_strategy_is_refused() -> None:
         Config(strategy="best")
     with pytest.raises(KeyError, match="best"):
         get("best")
+
+
+@pytest.mark.parametrize(("feature", "sources"), [
+    ("auto", ["stream", "keys", "keys"]), ("keys", ["keys"] * 3), ("stream", ["stream"] * 3)])
+def test_tokens_are_told_apart_by_the_stream_in_the_first_block_and_by_keys_behind_it(
+    feature: str, sources: list[str]
+) -> None:
+    torch.manual_seed(0)
+    model = Segmenter(SegmenterConfig(img_size=32, patch_size=8, C=12, depth=4, heads=3, classes=2))
+    fast = lvtp_fx.transform(model, (torch.rand(1, 3, 32, 32),), keep_ratio=0.8, sites=(0, 1, 2), feature=feature)
+    nodes = [node for node in fast.graph.nodes if node.target is torch.ops.lvtp.features.default]
+    read = ["stream" if node.args[0].target is torch.ops.aten.add.Tensor else "keys" for node in nodes]
+    assert read == sources
+    assert [node.args[3] for node in nodes] == [4] * 3  # as many channels as a key has
