@@ -29,7 +29,8 @@ def features(x: torch.Tensor, before: int, after: int, width: int) -> torch.Tens
     if grid.shape[-1] == width:
         return grid
     wide = torch.promote_types(x.dtype, torch.float32)  # half types would round, or overflow
-    return F.pad(grid, (0, -grid.shape[-1] % width)).unflatten(-1, (-1, width)).sum(-2, dtype=wide)
+    parts: torch.Tensor = F.pad(grid, (0, -grid.shape[-1] % width)).unflatten(-1, (-1, width))
+    return parts.sum(-2, dtype=wide)
 
 
 @op("select(Tensor priority, int kept) -> Tensor")
