@@ -80,7 +80,10 @@ def test_under_autocast_the_same_tokens_live_on(it: Case) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = lvtp_fx.decisions(it.fast, (it.x,))
     for before, after in zip(plain, rounded, strict=True):
-        assert (before.kept == after.kept).float().mean() > 0.9  # queries and keys are the model's, and are rounded
+        # What tokens are told apart by is the model's, and is rounded. One other token moves all between it and the one
+        # that it replaces, so tokens are looked for, not compared place by place.
+        same = [len(set(a) & set(b)) for a, b in zip(before.kept.tolist(), after.kept.tolist(), strict=True)]
+        assert sum(same) > 0.97 * before.kept.numel()
         assert (before.owner == after.owner).float().mean() > 0.9
 
 
