@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import lvtp_fx
+from lvtp_fx.decisions import Decision
 from tests.conftest import CUT, Case
 from tests.test_laws import relative
 from tests.tiny import fused, picture, vit
@@ -76,15 +77,23 @@ def test_an_input_that_is_no_tensor_is_fixed_and_checked() -> None:
 
 
 def test_under_autocast_the_same_tokens_live_on(it: Case) -> None:
-    plain = lvtp_fx.decisions(it.fast, (it.x,))
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = lvtp_fx.decisions(it.fast, (it.x,))
-    for before, after in zip(plain, rounded, strict=True):
-        # What tokens are told apart by is the model's, and is rounded. One other token moves all between it and the one
-        # that it replaces, so tokens are looked for, not compared place by place.
+    for before, after in _under_autocast(it, lvtp_fx.transform(it.captured, flops_cut=CUT, feature="keys")):
+        assert (before.kept == after.kept).float().mean() > 0.9  # queries and keys are the model's, and are rounded
+        assert (before.owner == after.owner).float().mean() > 0.9
+    for before, after in _under_autocast(it, it.fast):
+        # So is the stream, by more. One other token moves all between it and the one that it replaces, so tokens are
+        # looked for, not compared place by place.
         same = [len(set(a) & set(b)) for a, b in zip(before.kept.tolist(), after.kept.tolist(), strict=True)]
         assert sum(same) > 0.97 * before.kept.numel()
         assert (before.owner == after.owner).float().mean() > 0.9
+
+
+def _under_autocast(it: Case, fast: torch.fx.GraphModule) -> Iterator[tuple[Decision, Decision]]:
+    """The decisions of each site, without autocast and with it."""
+    plain = lvtp_fx.decisions(fast, (it.x,))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lvtp_fx.decisions(fast, (it.x,))
+    return zip(plain, rounded, strict=True)
 
 
 def test_bytes_are_no_floats() -> None:

@@ -29,6 +29,7 @@ def test_features_are_mean_keys_or_a_folded_stream(before: int, after: int, C: i
     stream, keys = normal(0, 2, L, C), normal(1, 2, 4, L, width)
     mean = sum(keys[:, h, before : before + 5] for h in range(4)) / 4
     torch.testing.assert_close(lvtp.features(keys, before, after, width), mean)
+    assert torch.equal(lvtp.features(stream, before, after, C), stream[:, before : before + 5])  # nothing to fold
     folded = torch.zeros(2, 5, width, dtype=stream.dtype)
     for channel in range(C):
         folded[:, :, channel % width] += stream[:, before : before + 5, channel]
