@@ -40,8 +40,12 @@ class ChooseSites:
 def automatic(trunk: Trunk) -> tuple[int, ...]:
     """Up to three blocks, from the first on to a little behind the middle."""
     distinct = places(trunk)
-    picks = {max(0, part * (len(distinct) + 1) // 12 - 1) for part in _TWELFTHS}
-    return tuple(distinct[p] for p in sorted(picks) if p < len(distinct))
+    return tuple(distinct[p] for p in picks(len(distinct)))
+
+
+def picks(count: int) -> tuple[int, ...]:
+    """Which of so many places, one a block, the last block aside."""
+    return tuple(sorted({max(0, part * (count + 1) // 12 - 1) for part in _TWELFTHS})) if count else ()
 
 
 def places(trunk: Trunk) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import lvtp_fx
 from lvtp_fx.config import Config
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.random_weights import randomise
-from lvtp_fx.passes.choose_sites import ChooseSites, automatic
+from lvtp_fx.passes.choose_sites import ChooseSites, automatic, picks
 from lvtp_fx.passes.find_trunk import refuse_unmatched
 from lvtp_fx.plan import Plan, Trunk
 from tests.tiny import Attention, C, Embed, PreNorm, TinyViT, analyse, captured, fused, picture
@@ -292,8 +292,16 @@ def chosen(plan: Plan, sites: str | tuple[int, ...]) -> list[int]:
 
 
 def test_automatic_sites_lie_in_the_first_part_and_every_site_before_the_last(plain: Plan) -> None:
-    assert chosen(plain, "auto") == [0, 1, 3]
+    assert chosen(plain, "auto") == [0, 1, 2]
     assert chosen(plain, "every") == list(range(len(trunk_of(plain).blocks) - 1))
+
+
+@pytest.mark.parametrize("depth, sites", [
+    (2, (0,)), (4, (0, 1)), (6, (0, 1, 2)), (8, (0, 1, 3)), (12, (0, 3, 6)), (24, (1, 7, 13)), (32, (1, 9, 17)),
+])
+def test_automatic_sites_by_depth(depth: int, sites: tuple[int, ...]) -> None:
+    """Those measured best: at 12 blocks on photographs, at 8 on drawn scenes (bench/README.md)."""
+    assert picks(depth - 1) == sites
 
 
 def test_automatic_sites_of_parallel_blocks_are_at_states_of_their_own(parallel: Plan) -> None:
