@@ -12,7 +12,7 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.plan import Plan, Site, Trunk
 
 # After these twelfths of the depth, rounded down: of the sites tried on CamVid's validation split and on drawn scenes
-# (bench/README.md), the ones that lose least over all cuts. Later ones must drop more tokens at each for the same FLOPs.
+# (bench/README.md), those that lose least over all cuts. Later ones must drop more tokens at each for the same FLOPs.
 _TWELFTHS = (1, 4, 7)
 
 

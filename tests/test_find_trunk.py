@@ -296,7 +296,7 @@ def test_automatic_sites_lie_in_the_first_part_and_every_site_before_the_last(pl
     assert chosen(plain, "every") == list(range(len(trunk_of(plain).blocks) - 1))
 
 
-@pytest.mark.parametrize("depth, sites", [
+@pytest.mark.parametrize(("depth", "sites"), [
     (2, (0,)), (4, (0, 1)), (6, (0, 1, 2)), (8, (0, 1, 3)), (12, (0, 3, 6)), (24, (1, 7, 13)), (32, (1, 9, 17)),
 ])
 def test_automatic_sites_by_depth(depth: int, sites: tuple[int, ...]) -> None:
