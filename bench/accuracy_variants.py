@@ -19,8 +19,7 @@ import lvtp_fx.models
 import lvtp_fx.passes
 from lvtp_fx.config import resolve
 
-# Modules of lvtp_fx.models and of this folder that figures depend on; those of the package and its passes all count.
-MODELS = ("adapters", "boundary", "camvid", "checkpoint", "decoders", "images", "metrics", "scenes", "segmenter")
+# Modules of this folder that figures depend on; those of the package, its passes and its models all count.
 BENCH = ("accuracy_counts", "accuracy_density", "accuracy_images", "accuracy_run")
 
 
@@ -87,9 +86,8 @@ def variants(cuts: Sequence[float], names: Sequence[str], settings: dict[str, An
 
 def code_digest() -> str:
     """Of the sources that figures depend on, whether committed or not."""
-    files = [path for package in (lvtp_fx, lvtp_fx.passes) for folder in package.__path__
+    files = [path for package in (lvtp_fx, lvtp_fx.passes, lvtp_fx.models) for folder in package.__path__
              for path in Path(folder).rglob("*.py")]
-    files += [Path(folder) / f"{name}.py" for folder in lvtp_fx.models.__path__ for name in MODELS]
     files += [Path(__file__).with_name(f"{name}.py") for name in BENCH]
     digest = hashlib.sha256()
     for name, text in sorted((path.name, path.read_bytes()) for path in set(files)):

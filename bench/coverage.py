@@ -92,7 +92,8 @@ def main(
 
 
 def run(todo: list[tuple[str, str]], jobs: int) -> Iterator[dict[str, Any]]:
-    """Rows as they come. A worker that dies (out of memory, a crash) costs its model a row that says so."""
+    """Rows as they come. Where a worker dies (out of memory, a crash), what ran beside it runs again, each alone; the
+    model that it dies of has a row that says so."""
     waiting, context = list(reversed(todo)), multiprocessing.get_context("spawn")
     while waiting:
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=CHILD_LIFE) as pool:
@@ -100,17 +101,24 @@ def run(todo: list[tuple[str, str]], jobs: int) -> Iterator[dict[str, Any]]:
             try:
                 while waiting or running:
                     while waiting and len(running) < jobs:
-                        item = waiting.pop()
-                        running[pool.submit(work, *item)] = item
+                        running[pool.submit(work, *waiting[-1])] = waiting[-1]
+                        waiting.pop()
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         row = future.result()
                         del running[future]
                         yield row
             except BrokenProcessPool:
-                for name in running.values():
-                    dead = Row(name[1], refusal="DEFECT the process died: a crash, or not enough memory")
-                    yield as_dict(name[0], dead, 0.0)
+                pass
+        yield from (_alone(*item) for item in running.values())
+
+
+def _alone(group: str, name: str) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(work, group, name).result()
+        except BrokenProcessPool:
+            return as_dict(group, Row(name, refusal="DEFECT the process died: a crash, or not enough memory"), 0.0)
 
 
 def save(out: Path, rows: dict[str, dict[str, Any]], versions: dict[str, str]) -> None:

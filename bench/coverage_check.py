@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,7 @@ def _check(model: Model, row: Row) -> None:
     row.rules = sorted({rule.__name__ for rule in found if rule is not None})
     same = lvtp_fx.transform(captured, flops_cut=0)
     with torch.no_grad():
-        row.identity = _error(same(**inputs), dense) == 0
+        row.identity = error(same(**inputs), dense) == 0
     fast = lvtp_fx.transform(captured, **options)
     report = fast.report
     row.blocks, row.sites, row.cut = len(report.blocks), len(report.sites), report.flops_cut
@@ -163,7 +163,7 @@ def _batch_error(fast: nn.Module, model: Model, free: bool) -> float:
     if not free:
         return _against(fast, model.inputs(2), _replaced(model.inputs(2)), 0)
     three = model.inputs(3)
-    return max(_against(fast, three, pytree.tree_map(lambda x, i=i: _one(x, i, 3), three), i) for i in range(3))
+    return largest([_against(fast, three, pytree.tree_map(lambda x, i=i: _one(x, i, 3), three), i) for i in range(3)])
 
 
 def _against(fast: nn.Module, batch: dict[str, Any], other: dict[str, Any], image: int) -> float:
@@ -176,7 +176,7 @@ def _against(fast: nn.Module, batch: dict[str, Any], other: dict[str, Any], imag
         want, got = (
             pytree.tree_map(lambda x, at=at, inputs=inputs: _one(x, at, batch_size((), inputs)), fast(**inputs))
             for inputs, at in ((batch, image), (other, 0)))
-    return _error(got, want)
+    return error(got, want)
 
 
 def _one(value: Any, image: int, batch: int) -> Any:
@@ -209,11 +209,17 @@ def _graphs(fast: nn.Module, model: Model, free: bool) -> int:
     return int(counter.frame_count)
 
 
-def _error(got: Any, want: Any) -> float:
-    """Largest difference over the largest entry, over all tensors of two outputs."""
+def error(got: Any, want: Any) -> float:
+    """Largest difference over the largest entry, over all tensors of two outputs; NaN where a difference is."""
     pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(want), strict=True)
-    return max((float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-                for a, b in pairs if isinstance(b, torch.Tensor) and b.numel()), default=0.0)
+    errors = [float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+              for a, b in pairs if isinstance(b, torch.Tensor) and b.numel()]
+    return largest(errors)
+
+
+def largest(errors: Sequence[float]) -> float:
+    """The largest, 0 of none; a NaN among them is not lost, as it is by `max`."""
+    return float(torch.tensor([*errors, 0.0], dtype=torch.float64).max())
 
 
 class CountAttention(TorchDispatchMode):

@@ -30,7 +30,8 @@ class BySize(nn.Module):
         lvtp_fx.verify(model, fast.graph(x), (x,))
 
     Args:
-        model: as for `transform`; its parameters are shared by all graphs, and it may be trained or loaded into after.
+        model: as for `transform`; its parameters are shared by all graphs, and it may be trained or loaded into after,
+            in place: `load_state_dict(..., assign=True)` gives it other parameters, which needs a new `BySize`.
         config, overrides: as for `transform`.
         compile: keyword arguments for torch.compile of each graph, or None to leave them as they are.
         max_sizes: how many graphs are kept; the one not used for longest goes first.

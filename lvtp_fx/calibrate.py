@@ -23,6 +23,7 @@ from lvtp_fx.config import Config, is_integer, is_number, resolve
 from lvtp_fx.digest import digest
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.example_inputs import Inputs
+from lvtp_fx.ops.registry import edition
 from lvtp_fx.ranks import current
 
 
@@ -109,7 +110,7 @@ def _journal(
     if path is None:
         return Journal(None, "", current())
     read = [leaf for leaf in pytree.tree_leaves([list(inputs), list(labels)]) if isinstance(leaf, torch.Tensor)]
-    return Journal(Path(path), digest(prepared.captured.module, read[0].device, base, read), current())
+    return Journal(Path(path), digest(prepared.captured.module, read[0].device, (base, edition()), read), current())
 
 
 def _bad(where: str, expected: str, got: str, why: str) -> LvtpError:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
 from lvtp_fx.plan import Plan
@@ -68,14 +69,16 @@ def share(plan: Plan, node: fx.Node, tokens: sympy.Expr | int) -> sympy.Expr:
 
 
 def _einsum(plan: Plan, node: fx.Node, tokens: sympy.Expr | int) -> sympy.Expr:
-    left = argument(node, 0, "equation").replace(" ", "").split("->")[0].split(",")
     operands = list(argument(node, 1, "tensors"))
-    if len(operands) != 2 or "." in "".join(left):
+    labels = [plan.flows[node].uses.get(operand, plan.labels[operand]) for operand in operands]
+    inputs = argument(node, 0, "equation").split("->")[0]
+    spelt = spell(f"{inputs}->", [len(label) for label in labels])  # what is summed away costs as much as what stays
+    if spelt is None or len(operands) != 2:
         return sympy.Integer(0)
     axes = {
         letter: (axis,)
-        for letters, operand in zip(left, operands, strict=True)
-        for letter, axis in zip(letters, plan.flows[node].uses.get(operand, plan.labels[operand]), strict=True)
+        for letters, label in zip(spelt[:2], labels, strict=True)
+        for letter, axis in zip(letters, label, strict=True)
     }
     return 2 * prod((_volume(plan, label, tokens) for label in axes.values()), start=sympy.Integer(1))
 

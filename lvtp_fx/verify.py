@@ -15,7 +15,7 @@ from lvtp_fx.api import captured_of
 from lvtp_fx.capture import Capture
 from lvtp_fx.decisions import Decision, observe, original
 from lvtp_fx.errors import Code, LvtpError
-from lvtp_fx.oracle import Oracle
+from lvtp_fx.oracle import Oracle, rows
 from lvtp_fx.provenance import describe
 from lvtp_fx.randomness import random_nodes
 from lvtp_fx.record import StateRecord
@@ -97,7 +97,7 @@ def _living(x: torch.Tensor, state: StateRecord, decided: list[Decision] | None)
         return moved
     kept = decided[state.space - 1].kept + state.before
     stop = moved.shape[1] - state.after
-    body = torch.stack([image[index] for image, index in zip(moved, kept, strict=True)]) if len(moved) else moved
+    body = rows(moved, kept)
     return torch.cat([moved[:, : state.before], body, moved[:, stop:]], dim=1)
 
 
@@ -107,8 +107,9 @@ def _compare(where: str, got: torch.Tensor, want: torch.Tensor, limit: float) ->
     if want.numel() == 0:
         return 0.0
     wide = torch.float64 if want.dtype == torch.float64 else torch.float32
-    scale = float(want.to(wide).abs().max()) or 1.0
-    error = float((got.to(wide) - want.to(wide)).abs().max()) / scale
+    got, want = got.to(wide), want.to(wide)
+    scale = float(want.masked_fill(want.isinf(), 0.0).abs().max()) or 1.0
+    error = float((got - want).masked_fill(got == want, 0.0).abs().max()) / scale  # infinities that both have are equal
     if not error <= limit:  # a NaN is a mismatch too
         raise _mismatch(where, f"a relative error of at most {limit:g}", f"{error:g} (largest entry {scale:g})")
     return error

@@ -1,1 +1,1 @@
-"""."""
+"""The passes, one a file; `pipeline` has their order."""

@@ -71,7 +71,7 @@ def _self_attentions(plan: Plan) -> tuple[list[AttentionMatch], list[Miss]]:
         elif rows is None:
             misses.append(_miss(match, "its queries are not the tokens of the grid (cross-attention)", 3))
         elif not any(has_kind(axis, Kind.BATCH) for axis in q):
-            misses.append(_miss(match, "its images are taken out of the batch, one by one", 3))
+            misses.append(_miss(match, "its images are taken out of the batch one by one, or batches are joined", 3))
         elif rows != columns:
             misses.append(_miss(match, "its queries and keys run over different tokens", 3))
         else:

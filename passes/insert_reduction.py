@@ -210,9 +210,10 @@ class _Emitter:
         self.left[state] = (self.base[state], reduced)
 
     def _read(self, value: fx.Node, block: int) -> fx.Node:
-        """A value as the attention of a block reads it."""
-        attention = self.trunk.blocks[block].attention.node
-        return self._operand(value, attention, self.plan.flows[attention], self.plan.spaces[attention])
+        """A value as the attention of a block reads it, of the tokens that live there; the attention itself may run on
+        the full grid."""
+        attention, state = self.trunk.blocks[block].attention.node, self.trunk.blocks[block].state
+        return self._operand(value, attention, self.plan.flows[attention], self.plan.spaces[state])
 
     def _image(self) -> fx.Node | None:
         """The picture, [B, channels, height, width]."""

@@ -61,7 +61,7 @@ def infer(node: fx.Node, reader: Reader) -> Flow:
     """The flow of one node."""
     value = node.meta.get("val")
     if node.op == "placeholder" and isinstance(value, torch.Tensor):
-        return Flow(_placeholder(value, reader))
+        return Flow(_placeholder(node, value, reader))
     if node.op == "get_attr" and isinstance(value, torch.Tensor):
         return Flow(tuple(plain(size) for size in reader.sizes(value)))  # parameters have no batch
     if not isinstance(value, (torch.Tensor, tuple, list)) or node.op != "call_function":
@@ -84,10 +84,13 @@ def rule_of(target: object) -> Rule | None:
     return pointwise.pointwise if pointwise.is_pointwise(target) else None
 
 
-def _placeholder(value: torch.Tensor, reader: Reader) -> Label:
+def _placeholder(node: fx.Node, value: torch.Tensor, reader: Reader) -> Label:
+    """A float input of four axes is a picture: channels first where a convolution reads it, or where they are not more
+    than the columns; channels last else."""
     label: Label = reader.unknown(value)
     if value.ndim == 4 and value.is_floating_point():
-        rows, columns = (2, 3) if value.shape[1] <= value.shape[3] else (1, 2)
+        convolved = any(user.target in CONVOLUTIONS for user in node.users)
+        rows, columns = (2, 3) if convolved or value.shape[1] <= value.shape[3] else (1, 2)
         axes = list(label)
         for axis, kind in ((rows, Kind.HEIGHT), (columns, Kind.WIDTH)):
             axes[axis] = (Factor(kind, reader.sizes(value)[axis]),)

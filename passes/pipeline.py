@@ -63,9 +63,9 @@ def run(passes: Iterable[Pass], plan: Plan) -> Plan:
 
 
 def finish(plan: Plan) -> fx.GraphModule:
-    """The module of the pruned graph, or of the captured one where nothing is pruned. Done once, at the end:
-    input checks, dead code, lint, code generation."""
-    graph = plan.pruned if plan.pruned is not None else copy_graph(plan.captured.graph)
+    """The module of the pruned graph, or of the captured one where nothing is pruned, of a copy of it: input checks,
+    dead code, lint, code generation."""
+    graph = copy_graph(plan.captured.graph if plan.pruned is None else plan.pruned)
     graph.set_codegen(plan.captured.graph._codegen)
     guard_inputs(graph)
     # All that is decided can be read, even where nothing is merged or restored; compilers drop it then.

@@ -299,5 +299,7 @@ def test_likeness_of_logits_and_of_other_outputs() -> None:
     assert likeness((depth, 3), reference((depth, 3))) == 1
     assert likeness(depth * 1.25, reference(depth)) == pytest.approx(0.75)
     assert likeness(-depth * 9, reference(depth)) == 0
+    assert likeness((depth, depth / 0), reference((depth, depth))) == 0  # where a later tensor is lost, too
+    assert likeness((depth, depth * torch.nan), reference((depth, depth))) == 0
     with pytest.raises(ValueError, match="no floating-point tensor"):
         reference({"label": torch.zeros(2, dtype=torch.int64)})

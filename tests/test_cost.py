@@ -38,6 +38,37 @@ def test_what_is_saved_is_predicted_exactly(name: str, head: str, options: dict[
     assert sum(float(cost.node_flops(plan, n, 64)) for n in plan.graph_module.graph.nodes) == dense
 
 
+@pytest.mark.parametrize("equation", ["bnc,cd->bnd", "...c,cd->...d", "n...c,cd->n...d", "abc,cd"])
+def test_an_einsum_costs_what_is_counted(equation: str) -> None:
+    """With the letters of its other axes left out, too: the cut is what was asked for."""
+
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum(equation, x, self.weight)
+
+    model = Segmenter(SegmenterConfig(img_size=64, patch_size=8, C=16, depth=3, heads=2, classes=3))
+    for block in model.blocks:
+        block.mlp = nn.Sequential(Spread(), nn.GELU(), Spread())
+    captured = capture(model, (torch.rand(2, 3, 64, 64),), {})
+    plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, Config()))
+    assert sum(float(cost.node_flops(plan, n, 64)) for n in plan.graph_module.graph.nodes) == cost.measured_flops(
+        captured.module, (torch.rand(2, 3, 64, 64),), {}, 2)
+
+
+def test_a_site_that_keeps_all_is_no_site() -> None:
+    """Of 577 tokens with the class token, which fill no tile, too."""
+    model = Segmenter(SegmenterConfig(img_size=96, patch_size=4, C=16, depth=4, heads=2, classes=3))
+    captured = capture(model, (torch.rand(1, 3, 96, 96),), {})
+    whole = lvtp_fx.explain(captured, keep_ratio=1.0, sites=(0, 1, 2))
+    assert (whole.kept, whole.refused, whole.flops_cut) == ((), "", 0)
+    assert lvtp_fx.explain(captured, keep_ratio=(1.0, 0.5, 0.5), sites=(0, 1, 2)).kept == (287, 143)
+    assert "+" in lvtp_fx.explain(captured, keep_ratio=0.999).refused  # one token less costs more than it saves
+
+
 def test_the_report_counts_what_the_counter_counts() -> None:
     """On a model whose ops FlopCounterMode knows on every device: attention in the open."""
     model, x = ZOO["explicit_vit"].build("linear"), ZOO["explicit_vit"].image(1)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lvtp_fx.passes.axes import contract, pointwise, shape
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))  # at the end: a package called coverage may be installed
 
-from coverage_check import GROUPS, TOLERANCE, Row, check, models  # noqa: E402
+from coverage_check import GROUPS, TOLERANCE, Row, check, error, largest, models  # noqa: E402
 from coverage_table import line, write_table  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("coverage")  # one process: the rows are made once
@@ -120,6 +125,37 @@ def test_failures_are_in_the_table_too(tmp_path: Path) -> None:
     assert "| b | 0.0 |  |  |  |  |  |  |  |  |  | 0 | abc | LVTP102 no; got: that \\| other (not used: why) |" in text
     assert line(both[0]) == "a: None blocks, -20.0%, error 1.0e-06"
     assert line(both[1]) == "b: LVTP102 no; got: that \\| other (not used: why)"
+
+
+def test_what_is_not_a_number_is_an_error() -> None:
+    ones = torch.ones(2)
+    assert error((ones, ones * 1.5), (ones, ones)) == 0.5
+    assert math.isnan(error((ones, ones * torch.nan), (ones, ones)))
+    assert math.isnan(largest([0.1, math.nan, 0.2]))
+    assert largest([]) == 0
+
+
+def dies(group: str, name: str) -> dict[str, object]:
+    """In the place of `coverage.work`."""
+    if name == "dies":
+        time.sleep(1)
+        os._exit(1)
+    time.sleep(3)
+    return {"model": name}
+
+
+def test_a_worker_that_dies_costs_no_other_model_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("coverage_bench", BENCH / "coverage.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    monkeypatch.setattr(bench, "work", dies)
+    rows = list(bench.run([("g", name) for name in ("a", "dies", "b", "c")], jobs=2))
+    assert sorted(row["model"] for row in rows) == ["a", "b", "c", "dies"]
+    assert [row["refusal"] for row in rows if row["model"] == "dies"] == [
+        "DEFECT the process died: a crash, or not enough memory"]
+    assert not any(row.get("refusal") for row in rows if row["model"] != "dies")
 
 
 @pytest.mark.parametrize("change", [

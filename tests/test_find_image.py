@@ -43,6 +43,13 @@ class Cut(nn.Module):
         return out
 
 
+class Rows(nn.Module):
+    """Places row by row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
 def edges_of(model: nn.Module, *inputs: torch.Tensor) -> list[list[int]]:
     fast = lvtp_fx.transform(captured(model, *inputs), strategy="edges", keep_ratio=0.5, sites=(0,))
     return lvtp_fx.decisions(fast, inputs)[0].kept.tolist()
@@ -70,6 +77,16 @@ def test_edges_are_those_of_the_picture(form: str) -> None:
 def test_a_picture_that_is_cut_by_reshapes_is_found_by_its_labels(last: bool) -> None:
     image = IMAGE.permute(0, 2, 3, 1).contiguous() if last else IMAGE
     assert edges_of(Given(lambda m, x: x, Cut(last)), image) == PLAIN
+
+
+def test_a_picture_of_more_channels_than_columns_has_them_first_where_a_convolution_says_so() -> None:
+    """Bands of a spectrum. Strong edges are in the left half of the picture alone."""
+    bands = 2 * SIDE
+    image = torch.zeros(1, bands, SIDE, SIDE)
+    image[..., : SIDE // 2] = torch.randn(SIDE, SIDE // 2, generator=torch.Generator().manual_seed(5)) * 9
+    stride = SIDE // 8
+    kept = edges_of(Given(lambda m, x: x, nn.Sequential(nn.Conv2d(bands, C, stride, stride), Rows())), image)[0]
+    assert all(place % 8 < 5 for place in kept)
 
 
 def test_channels_count_and_the_choice_is_the_same_every_time() -> None:

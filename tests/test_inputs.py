@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import lvtp_fx
 from lvtp_fx.decisions import Decision
+from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from tests.conftest import CUT, Case
 from tests.test_laws import relative
 from tests.tiny import fused, picture, vit
@@ -37,6 +38,13 @@ def no_grad() -> Any:
 
 def test_an_empty_batch_gives_empty_logits(it: Case) -> None:
     assert it.fast(it.x[:0]).shape == it.model(it.x[:0]).shape == (0, 8, 128, 128)
+
+
+def test_an_empty_batch_passes_where_neighbours_are_looked_for_in_bands() -> None:
+    """4,096 tokens: most are compared with those around them only."""
+    model = Segmenter(SegmenterConfig(img_size=256, patch_size=4, C=8, depth=3, heads=1, classes=3))
+    fast = lvtp_fx.transform(model, (torch.rand(1, 3, 256, 256),), keep_ratio=0.5, sites=(0,))
+    assert fast(torch.rand(0, 3, 256, 256)).shape == (0, 3, 256, 256)
 
 
 class Options(nn.Module):

@@ -170,3 +170,12 @@ def test_attention_whose_operands_need_the_full_grid_runs_on_it_and_masks_no_key
     assert [b.tokens for b in fast.report.blocks] == [N, N, N // 2]
     lvtp_fx.verify(dense, fast, (picture(),))
     assert len(fast.meta[RECORD].hooks) == 1
+
+
+@pytest.mark.parametrize("strategy", ["lvtp", "fused", "bipartite"])
+def test_such_an_attention_scores_the_tokens_that_live_at_its_site(strategy: str) -> None:
+    blocks = [PreNorm(Attention(fused)), PreNorm(Convolving()), PreNorm(Attention(fused))]
+    dense = captured(randomise(TinyViT(blocks), seed=0))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.5, sites=(0, 1), strategy=strategy)
+    assert fast.report.kept == (N // 2, N // 4)
+    lvtp_fx.verify(dense, fast, (picture(),))

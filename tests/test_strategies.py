@@ -223,7 +223,7 @@ def test_superpixels_keep_the_middle_of_each_cluster() -> None:
     assert owner == [1, 1, 1, 4, 4, 4]
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "fused"])
+@pytest.mark.parametrize("name", STRATEGIES)
 @every_site
 def test_tokens_are_restored_from_their_owner_and_others(name: str, site: Site) -> None:
     kept, owner, supports, shares = site.build(get(name), Config(restore_from=3))(**site.inputs())

@@ -25,14 +25,16 @@ def reference(output: Any) -> list[torch.Tensor]:
 def likeness(output: Any, dense: list[torch.Tensor]) -> float:
     """How alike an output is to the `reference` of the dense one, in [0, 1].
 
-    Share of pixels that are given the same class, or 1 less the largest relative error (of norms) among the tensors.
+    Share of pixels that are given the same class, or 1 less the largest relative error (of norms) among the tensors; 0
+    where a tensor is not a number.
     """
     found = reference(output)
     if not found[0].is_floating_point():
         return float((found[0] == dense[0]).double().mean())
     errors = [float((x - y).double().norm() / y.double().norm().clamp_min(1e-30))
               for x, y in zip(found, dense, strict=True)]
-    return max(0.0, 1 - max(errors))
+    worst = float(torch.tensor(errors, dtype=torch.float64).max())  # a NaN is not lost, as it is by Python's max
+    return max(0.0, 1 - worst)
 
 
 def tally(output: Any, label: torch.Tensor) -> torch.Tensor:

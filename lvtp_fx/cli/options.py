@@ -91,7 +91,6 @@ class ModelOptions:
             self.classes, self.weights, own_device(self.device),
             getattr(torch, self.dtype.value) if self.dtype else None))
 
-
     def load_shared(self) -> Named:
         """The model, for work that several processes share: each computes what one alone would, to the last bit.
 

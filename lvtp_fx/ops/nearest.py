@@ -85,10 +85,11 @@ def nearest_few(
     middle = (torch.arange(blocks, device=keyed.device) * BLOCK + BLOCK // 2).clamp(max=N - 1)
     first = (upto[:, middle] - width // 2).clamp(0, M - width).unsqueeze(-1)
     band = torch.gather(others, 1, (first + torch.arange(width, device=keyed.device)).flatten(1))
-    own = F.pad(keyed, (0, 0, 0, blocks * BLOCK - N)).view(B, blocks, BLOCK, -1)
-    best, index = _highest(own, rows(keyed, band).view(B, blocks, width, -1), weight, count)
+    own = F.pad(keyed, (0, 0, 0, blocks * BLOCK - N)).unflatten(1, (blocks, BLOCK))
+    best, index = _highest(own, rows(keyed, band).unflatten(1, (blocks, width)), weight, count)
     best = best.flatten(1, 2)[:, :N]
-    index = torch.gather(order, 1, (first.unsqueeze(-1) + index).flatten(1)).view(B, -1, count)[:, :N]
+    index = torch.gather(order, 1, (first.unsqueeze(-1) + index).flatten(1))
+    index = index.unflatten(1, (blocks * BLOCK, count))[:, :N]
     return (best, index) if tokens is None else (rows(best, tokens), rows(index, tokens))
 
 

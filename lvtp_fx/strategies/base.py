@@ -134,6 +134,11 @@ def _near(site: SiteNodes, config: Config) -> tuple[int, int, float]:
     return site.grid[1], max(site.grid), config.neighbour_weight
 
 
-def owner_flops(shape: SiteShape, config: Config) -> sympy.Expr:
+def owner_flops(shape: SiteShape) -> sympy.Expr:
     """FLOPs of the owners of `keep_highest`, and of the supports of either."""
     return nearest_flops(shape.N - shape.K, shape.K, shape.N, shape.D)
+
+
+def support_flops(shape: SiteShape, config: Config) -> sympy.Expr:
+    """FLOPs of the supports beside owners found otherwise (`owned`)."""
+    return owner_flops(shape) if several_supports(config) else sympy.Integer(0)

@@ -17,7 +17,7 @@ class Random:
         return keep_highest(site, site.call("hashed", site.position, site.kept), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return owner_flops(shape, config)
+        return owner_flops(shape)
 
 
 class Grid:
@@ -29,4 +29,4 @@ class Grid:
         return keep_highest(site, site.call("spread", site.position, site.grid[1]), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return owner_flops(shape, config)
+        return owner_flops(shape)

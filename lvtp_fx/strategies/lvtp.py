@@ -50,7 +50,7 @@ class Lvtp:
         upto = [chosen_after(part, config.rounds, anchors, shape.K) for part in range(config.rounds)]
         compared = [(shape.N, anchors), *((shape.N - after, after - before) for before, after in pairwise(upto))]
         ranking = sum(nearest_flops(tokens, others, shape.N, shape.D) for tokens, others in compared)
-        return entropy + ranking + owner_flops(shape, config)
+        return entropy + ranking + owner_flops(shape)
 
 
 def fitting_cell(cell: tuple[int, int], grid: tuple[int, int], kept: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import fx
 
 from lvtp_fx.config import Config
 from lvtp_fx.ops.nearest import ADDED
-from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, owned, owner_flops, several_supports
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, owned, support_flops
 
 ROUNDS = 5  # of the k-means of `Superpixels`
 
@@ -25,7 +25,7 @@ class Bipartite:
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         first = sympy.ceiling(sympy.sympify(shape.N) / 2)
-        return 2 * first * (shape.N - first) * shape.D + _support_flops(shape, config)
+        return 2 * first * (shape.N - first) * shape.D + support_flops(shape, config)
 
 
 class Mutual:
@@ -42,7 +42,7 @@ class Mutual:
         return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return 2 * shape.N**2 * shape.D + _support_flops(shape, config)
+        return 2 * shape.N**2 * shape.D + support_flops(shape, config)
 
 
 class Superpixels:
@@ -62,7 +62,7 @@ class Superpixels:
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         means = 2 * ROUNDS * shape.N * shape.K * (shape.D + ADDED)
-        return means + _support_flops(shape, config)
+        return means + support_flops(shape, config)
 
 
 _AFTER_PAIRS = 3.0  # more than cosines differ by
@@ -72,7 +72,3 @@ def _decide(site: SiteNodes, partner: fx.Node, unpaired: float, config: Config) 
     """The least replaceable tokens live on; each dropped one is merged into its partner."""
     kept = site.call("select", site.call("pair_rank", site.feature, partner, unpaired), site.kept)
     return owned(site, kept, site.call("owners_of", partner, kept), config)
-
-
-def _support_flops(shape: SiteShape, config: Config) -> sympy.Expr:
-    return owner_flops(shape, config) if several_supports(config) else sympy.Integer(0)

@@ -8,7 +8,7 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owner_flops
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owned, owner_flops, support_flops
 
 
 class Shannon:
@@ -23,7 +23,7 @@ class Shannon:
         return keep_highest(site, entropy, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return entropy_flops(shape, config) + owner_flops(shape, config)
+        return entropy_flops(shape, config) + owner_flops(shape)
 
 
 class Edges:
@@ -35,7 +35,7 @@ class Edges:
         return keep_highest(site, edge_node(site), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return owner_flops(shape, config)
+        return owner_flops(shape)
 
 
 class Received:
@@ -47,7 +47,7 @@ class Received:
         return keep_highest(site, received_node(site, config, first=False), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        return entropy_flops(shape, config, shape.ends) + owner_flops(shape, config)
+        return entropy_flops(shape, config, shape.ends) + owner_flops(shape)
 
 
 class Fused:
@@ -62,12 +62,12 @@ class Fused:
     def decide(self, site: SiteNodes, config: Config) -> Choice:
         priority = received_node(site, config, first=site.before > 0)
         kept = site.call("select", priority, site.kept)
-        return Choice(kept, site.call("owners_fused", priority, kept))
+        return owned(site, kept, site.call("owners_fused", priority, kept), config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
-        if shape.before:
-            return 2 * shape.H * (shape.N + shape.ends) * shape.D
-        return entropy_flops(shape, config, shape.ends)
+        first = 2 * shape.H * (shape.N + shape.ends) * shape.D
+        received = first if shape.before else entropy_flops(shape, config, shape.ends)
+        return received + support_flops(shape, config)
 
 
 def entropy_node(site: SiteNodes, orders: Sequence[float], config: Config) -> fx.Node:

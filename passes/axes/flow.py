@@ -108,7 +108,7 @@ def reads(pairs: Iterable[tuple[fx.Node, Label]]) -> dict[fx.Node, Label] | None
     return uses
 
 
-def broadcast(node: fx.Node, reader: Reader, operands: Sequence[fx.Node], rank: int) -> Flow:
+def broadcast(reader: Reader, operands: Sequence[fx.Node], rank: int) -> Flow:
     """Operands lined up from the right, as pointwise ops and batch dimensions do."""
     labels = [reader.label(n) for n in operands]
     columns = align(labels, rank)

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 def pointwise(node: fx.Node, reader: Reader) -> Flow:
     """`add mul gelu where ...`: axes are lined up from the right."""
-    return broadcast(node, reader, tensors(node), len(reader.out_sizes(node)))
+    return broadcast(reader, tensors(node), len(reader.out_sizes(node)))
 
 
 def like_first(node: fx.Node, reader: Reader) -> Flow:

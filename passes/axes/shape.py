@@ -152,8 +152,7 @@ def split(node: fx.Node, reader: Reader) -> Flow:
     """`split chunk split_with_sizes`: the pieces of the token axis must be prefix, grid and suffix."""
     x = tensors(node)[0]
     label = reader.label(x)
-    position = 1 if node.target is aten.unsafe_chunk.default else 2
-    dim = argument(node, position, "dim", 0) % len(label)
+    dim = argument(node, 2, "dim", 0) % len(label)
     pieces: list[Label] = []
     full, start = False, 0
     for value in node.meta["val"]:
@@ -175,7 +174,7 @@ def cat(node: fx.Node, reader: Reader) -> Flow:
         return Flow(reader.unknown(node.meta["val"]), {}, "tensors of different rank are joined")
     dim = argument(node, 1, "dim", 0) % rank
     columns = align([(*label[:dim], plain(1), *label[dim + 1 :]) for label in labels], rank)
-    joined, full = _join([label[dim] for label in labels])
+    joined, reason = _join([label[dim] for label in labels])
     if any(c is None for c in columns):
         return Flow(reader.unknown(node.meta["val"]), {}, "joined tensors line different axes up with the tokens")
     out = tuple(joined if i == dim else c for i, c in enumerate(columns) if c is not None)
@@ -183,21 +182,25 @@ def cat(node: fx.Node, reader: Reader) -> Flow:
     for n, label in zip(operands, labels, strict=True):
         aligned = read_as(label, columns)
         uses[n] = (*aligned[:dim], label[dim], *aligned[dim + 1 :])
-    return Flow(out, uses, "two token axes are joined" if full else "")
+    return Flow(out, uses, reason)
 
 
-def _join(axes: Sequence[Axis]) -> tuple[Axis, bool]:
+def _join(axes: Sequence[Axis]) -> tuple[Axis, str]:
+    """The label of axes one behind the other, and why joining them needs the full grid, if it does."""
     total = sum(length(a) for a in axes)
     with_tokens = [i for i, a in enumerate(axes) if token_axes((a,))]
+    if not with_tokens and any(has_kind(a, Kind.BATCH) for a in axes):
+        whole = all(len(a) == 1 for a in axes) and all(a == axes[0] for a in axes)
+        return ((Factor(Kind.PLAIN, len(axes)), *axes[0]) if whole else plain(total)), "batches are joined"
     if not with_tokens:
-        return plain(total), False
+        return plain(total), ""
     (at, *more), axis = with_tokens, axes[with_tokens[0]]
     factor = token_factor(axis)
     if more or len(axis) > 1 or factor is None:
-        return plain(total), True
+        return plain(total), "two token axes are joined"
     before = factor.before + sum(length(a) for a in axes[:at])
     after = factor.after + sum(length(a) for a in axes[at + 1 :])
-    return (token(factor.grid, before, after),), False
+    return (token(factor.grid, before, after),), ""
 
 
 def stack(node: fx.Node, reader: Reader) -> Flow:
