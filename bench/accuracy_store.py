@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from lvtp_fx.replacing import replacing
 
 
 @dataclass
@@ -64,10 +65,8 @@ class Store:
     def save(self, key: str, kept: Kept) -> None:
         """Written whole, then moved in place: a run that is cut leaves the last good file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.path(key).with_suffix(f".{os.getpid()}.tmp")
         counts = torch.stack(list(kept.rows.values())) if kept.rows else torch.zeros(0, 0, dtype=torch.int64)
         about = json.dumps({"key": json.loads(key), "cost": kept.cost})
-        with draft.open("wb") as file:
+        with replacing(self.path(key)) as draft, draft.open("wb") as file:
             np.savez_compressed(file, about=np.array(about), ids=np.array(list(kept.rows), dtype=str),
                                 counts=counts.numpy())
-        draft.replace(self.path(key))

@@ -32,6 +32,8 @@ from coverage_table import line, summary, write_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lvtp_fx.replacing import replacing
+
 HERE = Path(__file__).parent
 CHILD_LIFE = 12  # models a worker runs before a fresh one takes its place: libraries cache what they build
 
@@ -123,9 +125,8 @@ def _alone(group: str, name: str) -> dict[str, Any]:
 
 def save(out: Path, rows: dict[str, dict[str, Any]], versions: dict[str, str]) -> None:
     """Written whole, then moved in place: a run that is cut leaves the last good file."""
-    draft = out.with_suffix(".tmp")
-    draft.write_text(json.dumps({"versions": versions, "rows": list(rows.values())}, indent=1))
-    draft.replace(out)
+    with replacing(out) as draft:
+        draft.write_text(json.dumps({"versions": versions, "rows": list(rows.values())}, indent=1))
 
 
 def versions() -> dict[str, str]:

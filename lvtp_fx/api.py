@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.export import ExportedProgram
@@ -144,11 +145,13 @@ def captured_of(model: nn.Module | ExportedProgram | Capture, example_inputs: An
         model = model._orig_mod
     if isinstance(model, DistributedDataParallel):  # it wraps the model for training; its own forward is no graph
         model = model.module
-    done = is_transformed(model)
-    if done or not isinstance(model, (nn.Module, ExportedProgram)):
+    done = any(map(is_transformed, model.modules() if isinstance(model, nn.Module) else [model]))
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    if done or scripted or not isinstance(model, (nn.Module, ExportedProgram)):
+        by = ", which lvtp_fx.transform made" if done else ", which TorchScript made" if scripted else ""
         raise LvtpError(
             Code.BAD_MODEL, where="model", expected="an nn.Module, GraphModule or ExportedProgram, not yet transformed",
-            got=f"{type(model).__name__}" + (", which lvtp_fx.transform made" if done else ""),
+            got=f"{type(model).__name__}{by}" + (", or a part of it" if done and not is_transformed(model) else ""),
             why="its graph is captured and rewritten", hint="pass the original model",
         )
     args, kwargs = examples.resolve(model, example_inputs)

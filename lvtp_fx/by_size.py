@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from lvtp_fx.api import captured_of, transform
 from lvtp_fx.batch_axis import BATCH_STAND_IN, batch_size, is_batched
-from lvtp_fx.config import Config, resolve
+from lvtp_fx.capture import TRACING
+from lvtp_fx.config import Config, is_integer, resolve
 from lvtp_fx.errors import Code, LvtpError
 
 Key = tuple[Any, ...]
@@ -45,7 +46,7 @@ class BySize(nn.Module):
         max_sizes: int = 8, **overrides: Any,
     ) -> None:
         super().__init__()
-        if max_sizes < 1:
+        if not is_integer(max_sizes) or max_sizes < 1:
             raise LvtpError(
                 Code.CONFIG_OUT_OF_RANGE, where="max_sizes", expected="an integer >= 1", got=repr(max_sizes),
                 why="each image size needs a graph", hint="max_sizes=8",
@@ -70,18 +71,19 @@ class BySize(nn.Module):
     def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.GraphModule, Callable[..., Any]]:
         key = _key(args, kwargs)
         fixed = (*key, batch_size(args, kwargs))  # of a model that allows no other batch
-        if key not in self._graphs and fixed not in self._graphs:
-            captured = captured_of(self.model, (args, kwargs))
-            made = transform(captured, config=self.config)
-            fast: Callable[..., Any] = made
-            if self.compile_options is not None:
-                fast = torch.compile(made, **self.compile_options)
-            self._graphs[key if captured.batch == BATCH_STAND_IN else fixed] = made, fast
-        key = key if key in self._graphs else fixed
-        self._graphs.move_to_end(key)
-        while len(self._graphs) > self.max_sizes:
-            self._graphs.popitem(last=False)
-        return self._graphs[key]
+        with TRACING:  # threads may meet sizes at the same time
+            if key not in self._graphs and fixed not in self._graphs:
+                captured = captured_of(self.model, (args, kwargs))
+                made = transform(captured, config=self.config)
+                fast: Callable[..., Any] = made
+                if self.compile_options is not None:
+                    fast = torch.compile(made, **self.compile_options)
+                self._graphs[key if captured.batch == BATCH_STAND_IN else fixed] = made, fast
+            key = key if key in self._graphs else fixed
+            self._graphs.move_to_end(key)
+            while len(self._graphs) > self.max_sizes:
+                self._graphs.popitem(last=False)
+            return self._graphs[key]
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:

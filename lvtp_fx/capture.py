@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import RLock
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from lvtp_fx.capture_refusals import (
     check_devices,
     first_line,
     quiet_failure,
+    refuse_failing,
     refuse_free_sizes,
 )
 from lvtp_fx.fold_masks import fold_masks
@@ -43,6 +45,7 @@ from lvtp_fx.twin import left_alone, twin
 from lvtp_fx.unread import leave_out_constants, unread
 
 aten = torch.ops.aten
+TRACING = RLock()  # export and fake tensors change things of the whole process meanwhile: one thread at a time
 _UNBOUNDED = 1 << 31  # export writes no upper bound as a larger number than this, or as infinity
 
 
@@ -82,15 +85,15 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
 
     Raises:
         LvtpError: LVTP101 where the model cannot be copied or torch.export cannot capture it, LVTP104 for parameters
-            on several devices.
+            on several devices, LVTP105 for inputs on which the model itself fails.
     """
     if isinstance(model, ExportedProgram):
         refuse_free_sizes(model)
         return _finish(model, (), args, kwargs, "")
     check_devices(model)
     args, kwargs = normal(args, kwargs)
-    wide = at_least_two(args, kwargs)
-    with _plain_modes(args, kwargs):
+    with TRACING, plain_modes(args, kwargs):
+        wide = at_least_two(args, kwargs)
         copied = _twin(model)
         try:
             program, read = _exported(copied, *wide, dynamic=True)
@@ -104,6 +107,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         try:
             program, read = _exported(_twin(model), args, kwargs, dynamic=False)
         except Exception as error:
+            refuse_failing(_twin(model), args, kwargs)
             raise cannot_capture(model, error) from error
         return _finish(program, read, args, kwargs, note)
 
@@ -222,7 +226,7 @@ def _quiet_copies() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_modes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def plain_modes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
     """Trace without autocast and without the fused encoder ops of nn.MultiheadAttention, which hide the attention."""
     devices = {t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
     device = next((d for d in devices if torch.amp.is_autocast_available(d)), "cpu")  # "meta" has none

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from lvtp_fx.batch_axis import fixed_size
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.twin import left_alone
 
 
 def check_devices(model: nn.Module) -> None:
@@ -50,6 +53,30 @@ def refuse_free_sizes(program: ExportedProgram) -> None:
                     hint="torch.export.export(model, example_inputs) with a dynamic batch axis only; "
                     "lvtp_fx.BySize(model) for several sizes",
                 )
+
+
+def refuse_failing(copied: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Where capture failed: refuse inputs on which the model fails without it, too.
+
+    Args:
+        copied: a twin of the model.
+
+    Raises:
+        LvtpError: LVTP105, with the line of the model and the shapes.
+    """
+    try:
+        with left_alone(copied), torch.no_grad():
+            copied(*args, **kwargs)
+    except Exception as error:
+        shapes = [f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+                  for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        raise LvtpError(
+            Code.BAD_EXAMPLE, where=f"{type(copied).__name__}{_user_line(error)}",
+            expected="inputs that the model itself takes",
+            got=f"{', '.join(shapes)}; it stops with {type(error).__name__}: {first_line(error)}",
+            why="the graph is captured from a call of the model, which fails without lvtp_fx, too",
+            hint="model(*example_inputs) has to run: look at shapes, dtypes and names of the inputs",
+        ) from error
 
 
 def cannot_copy(model: nn.Module, error: Exception) -> LvtpError:

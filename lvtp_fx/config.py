@@ -118,9 +118,8 @@ class Config:
             _refuse("keep_ratio", "a share in (0, 1], or one a site", self.keep_ratio, "keep_ratio=0.7")
 
     def _check_choices(self) -> None:
-        if self.sites not in ("auto", "every") and not (
-            isinstance(self.sites, tuple) and self.sites and all(is_integer(s) for s in self.sites)
-        ):
+        listed = isinstance(self.sites, tuple) and self.sites and all(is_integer(s) for s in self.sites)
+        if not listed and not (isinstance(self.sites, str) and self.sites in ("auto", "every")):
             _refuse("sites", '"auto", "every" or block indices', self.sites, "sites=(2, 5, 8)")
         choices_of: dict[str, tuple[str, ...]] = {
             "reduce": get_args(Reduce), "restore": get_args(Restore), "decoder": get_args(Decoder),

@@ -14,6 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lvtp_fx.capture import TRACING
+from lvtp_fx.capture_refusals import first_line
+from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
@@ -109,6 +112,11 @@ def encoder_flops(plan: Plan) -> sympy.Expr:
     return sympy.Add(*(_in_space(plan, n) for n in order if n in needed)) + inserted_flops(plan)
 
 
+def dense_flops(plan: Plan) -> float:
+    """FLOPs of one image through the working graph, nothing pruned."""
+    return float(sympy.Add(*(node_flops(plan, n, _grid_tokens(plan)) for n in plan.graph_module.graph.nodes)))
+
+
 def saved_flops(plan: Plan) -> sympy.Expr:
     """FLOPs of one image that the pruned graph saves: what reduced nodes save, less what is inserted."""
     full = _grid_tokens(plan)
@@ -158,14 +166,31 @@ def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mappi
     """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done.
 
     The fused attention of the CPU counts as that of a GPU does; FlopCounterMode itself takes it for free.
+
+    Raises:
+        LvtpError: LVTP101 for an op that cannot run under it (flex_attention).
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+    with TRACING, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fake_args, fake_kwargs = pytree.tree_map(
             lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs))
         )
         with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_ATTENTION, _attention_flops)) as counter:
-            module(*fake_args, **fake_kwargs)
+            try:
+                module(*fake_args, **fake_kwargs)
+            except (TypeError, NotImplementedError) as error:
+                raise _no_count(module, error) from error
     return float(counter.get_total_flops()) / batch
+
+
+def _no_count(module: torch.nn.Module, error: Exception) -> LvtpError:
+    higher = {str(n.target) for n in getattr(module, "graph", fx.Graph()).nodes
+              if isinstance(n.target, torch._ops.HigherOrderOperator)}
+    return LvtpError(
+        Code.CAPTURE_FAILED, where=f"the captured graph ({', '.join(sorted(higher)) or 'an op'})",
+        expected="ops that torch.utils.flop_counter can count", got=first_line(error)[:120],
+        why="tokens are dropped for a share of the FLOPs",
+        hint="write flex_attention as F.scaled_dot_product_attention with a mask, or pass the encoder alone",
+    )
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:

@@ -18,8 +18,8 @@ def module_path(node: fx.Node) -> str:
 
 def source_line(node: fx.Node) -> str:
     """`file.py:123` of the innermost user frame that made the node, or "" where capture kept none."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    if not frames:
+    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if not frame[0].startswith("<")]
+    if not frames:  # "<eval_with_key>.90" is code that torch made
         return ""
     file, line = frames[-1]
     return f"{file.rsplit('/', 1)[-1]}:{line}"

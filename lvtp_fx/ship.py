@@ -1,4 +1,5 @@
-"""Write a transformed model to a file that runs without this package, at any batch size.
+"""Write a transformed model to a file that runs without this package, at any batch size. Where that fails, what the
+file held before stays.
 
 An exported program (`torch.export.load`), an AOTInductor package (`aoti_load_package` and its C++ twin), or ONNX.
 """
@@ -6,6 +7,7 @@ An exported program (`torch.export.load`), an AOTInductor package (`aoti_load_pa
 from __future__ import annotations
 
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from torch import fx
 from torch.export import ExportedProgram, default_decompositions
 
 from lvtp_fx.batch_axis import at_least_two, fixed_size
-from lvtp_fx.capture import exported
+from lvtp_fx.capture import TRACING, exported
 from lvtp_fx.capture_refusals import first_line
 from lvtp_fx.errors import Code, LvtpError, missing_library
 from lvtp_fx.record import mark_inserted
+from lvtp_fx.replacing import replacing
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -36,7 +39,10 @@ def save_exported(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
     # Export keeps composite ops whole, and a reader without this package has none of them.
     table = {op: body for op, body in default_decompositions().items() if str(op).startswith("lvtp.")}
     try:
-        torch.export.save(program.run_decompositions(table), path)
+        made = io.BytesIO()  # PyTorch's own writer ends the process where the disk is full
+        torch.export.save(program.run_decompositions(table), made)
+        with replacing(path) as draft:
+            draft.write_bytes(made.getbuffer())
     except Exception as error:
         raise _cannot(path, "torch.export", error, "check that the folder exists and can be written to") from error
 
@@ -54,7 +60,8 @@ def save_aoti(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
     """
     program = _program(fast, inputs)
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        with replacing(path) as draft:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(draft))
     except Exception as error:
         hint = "a path that ends with .pt2; on a CPU, install a C++ compiler"
         raise _cannot(path, "AOTInductor", error, hint) from error
@@ -90,16 +97,17 @@ def save_onnx(fast: fx.GraphModule, inputs: Inputs, path: Path) -> None:
         assert made is not None  # it is None for another exporter only
         first = [value.shape[0] for value in made.model.graph.inputs if value.shape]
         made.rename_axes({size: "batch" for size in first if not isinstance(size, int)})
-        made.save(str(path))
+        with replacing(path) as draft:
+            made.save(str(draft))
     except Exception as error:
         hint = "save_exported or save_aoti, which take every op"
         raise _cannot(path, "torch.onnx", error, hint) from error
 
 
 def _program(fast: fx.GraphModule, inputs: Inputs) -> ExportedProgram:
-    wide = _wide(fast, inputs)
     try:
-        return exported(fast, wide, {}, dynamic=True)
+        with TRACING, torch.inference_mode(False):
+            return exported(fast, _wide(fast, inputs), {}, dynamic=True)
     except LvtpError:
         raise  # an input that does not fit, by the graph's own check
     except Exception as error:

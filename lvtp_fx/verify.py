@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lvtp_fx import example_inputs as examples
 from lvtp_fx.api import captured_of
-from lvtp_fx.capture import Capture
+from lvtp_fx.capture import Capture, plain_modes
 from lvtp_fx.decisions import Decision, observe, original
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.oracle import Oracle, rows
@@ -55,7 +55,7 @@ def verify(
 
     Raises:
         LvtpError: LVTP301 with the first place where they differ, or where the model draws random numbers; LVTP302
-            where `module` is not from `model`.
+            where `module` is not from `model`; LVTP105 for inputs on which the dense model gives NaN.
     """
     graph_module, record = original(module)
     args, kwargs = examples.resolve(graph_module, example_inputs)
@@ -67,7 +67,8 @@ def verify(
         by_dtype = coarsest if want.is_floating_point() else 0.0
         return _compare(where, got, want, by_dtype if tolerance is None else tolerance)
 
-    output, decided, values = observe(graph_module, example_inputs, [s.pruned_name for s in record.states])
+    with plain_modes(args, kwargs):  # the graphs hold the autocast of the model itself
+        output, decided, values = observe(graph_module, example_inputs, [s.pruned_name for s in record.states])
     known = {node.name for node in captured.graph.nodes}
     if any(state.name not in known for state in record.states):
         raise LvtpError(
@@ -75,7 +76,9 @@ def verify(
             got="another graph", why="the oracle runs the original graph", hint="pass the same model and image size",
         )
     oracle = Oracle(captured, record, decided)
-    expected = run_flat(oracle, captured, args, kwargs)
+    with plain_modes(args, kwargs):
+        expected = run_flat(oracle, captured, args, kwargs)
+    _refuse_nan(expected)
     errors: dict[str, float] = {}
     for state in record.states:
         got = _living(values[state.pruned_name], state, None)
@@ -130,6 +133,16 @@ def _refuse_random(graph: fx.Graph) -> None:
             got=f"{node.target}, which draws random numbers in eval mode, too",
             why="no two runs give the same, so there is nothing to compare",
             hint="F.dropout(x, p, self.training) in the model, then transform and verify again",
+        )
+
+
+def _refuse_nan(expected: Any) -> None:
+    found = (x for x in pytree.tree_leaves(expected) if isinstance(x, torch.Tensor))
+    if any(bool(x.isnan().any()) for x in found):
+        raise LvtpError(
+            Code.BAD_EXAMPLE, where="example_inputs", expected="inputs of which the model makes numbers",
+            got="NaN in the dense model's output", why="NaN equals nothing, so there is nothing to compare",
+            hint="look for NaN and infinities in the inputs and in the model's weights",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from lvtp_fx.replacing import replacing
 
 ABOUT = "lvtp_fx"  # keyword of the text in a PNG
 PALETTE_SIZE = 256  # of a PNG: colours, and so classes
@@ -60,9 +61,8 @@ def save_labels(path: str | Path, labels: torch.Tensor, palette: Palette, about:
     text.add_text(ABOUT, about)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    picture.save(draft, "PNG", pnginfo=text)
-    draft.replace(path)
+    with replacing(path) as draft:
+        picture.save(draft, "PNG", pnginfo=text)
 
 
 def read_labels(path: Path, about: str) -> torch.Tensor | None:

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from lvtp_fx.replacing import replacing
+
 NAME = "last.pt"
 
 
 def save_state(folder: Path, run: dict[str, Any], stage: int, trainer: dict[str, Any]) -> None:
     """Write where a run stands: its settings, the number of its stage, and the trainer's state."""
-    partial = folder / f"{NAME}.partial"
-    torch.save({"run": run, "stage": stage, "trainer": trainer}, partial)
-    partial.replace(folder / NAME)  # a stopped process leaves the old file whole
+    with replacing(folder / NAME) as draft:
+        torch.save({"run": run, "stage": stage, "trainer": trainer}, draft)
 
 
 def load_state(folder: Path, run: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import fx
@@ -67,7 +68,9 @@ def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:
     depth = len(trunk.blocks)
     if not all(-depth <= s < depth for s in sites):
         raise _refusal(sites, f"block indices in [{-depth}, {depth})", f"the encoder has {depth} blocks")
-    indices = sorted({s % depth for s in sites})
+    indices = [s % depth for s in sites]
+    if any(a >= b for a, b in pairwise(indices)):  # with a keep ratio each, they would belong to other sites
+        raise _refusal(sites, "blocks in rising order, each once", "keep ratios are given in the order of the sites")
     seen: dict[fx.Node, int] = {}
     for index in indices:
         state = trunk.blocks[index].state

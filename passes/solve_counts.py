@@ -66,11 +66,16 @@ class SolveCounts:
         given = ratios if isinstance(ratios, tuple) else (ratios,)
         counts = _counts(plan, given * len(plan.sites) if len(given) == 1 else given)
         self._check_strategy(plan, given, counts)
-        saved = float(cost.saved_flops(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
+        saved = float(self._saved(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
         done = _with_counts(plan, counts)
         if done.sites and saved <= 0:
             raise self._costs_more(plan, saved)
         return done
+
+    def _saved(self, plan: Plan) -> sympy.Expr:
+        """FLOPs saved of those of the captured graph. Matching may have added some: scores that something else reads,
+        too, are computed beside the fused attention."""
+        return cost.saved_flops(plan) - max(0.0, cost.dense_flops(plan) - self.dense_flops)
 
     def _check_strategy(self, plan: Plan, given: tuple[float, ...], counts: tuple[int, ...]) -> None:
         least = _least(plan)
@@ -116,7 +121,7 @@ class SolveCounts:
 
     def _goal(self, plan: Plan) -> _Goal:
         if plan.config.latency_cut is None:
-            return _Goal("flops_cut", plan.config.flops_cut, self.dense_flops, cost.saved_flops(plan),
+            return _Goal("flops_cut", plan.config.flops_cut, self.dense_flops, self._saved(plan),
                          Code.CUT_UNREACHABLE)
         assert plan.clock is not None
         return _Goal("latency_cut", plan.config.latency_cut, plan.clock.dense_ms, latency.saved_ms(plan, plan.clock),

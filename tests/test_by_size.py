@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import timm
 import torch
@@ -78,9 +80,19 @@ def test_a_model_that_fixes_its_batch_gets_a_graph_a_batch() -> None:
     assert len(fast.sizes) == 2
 
 
+def test_sizes_may_be_met_in_several_threads(model: nn.Module) -> None:
+    fast, sizes = lvtp_fx.BySize(model, keep_ratio=0.5), [(64, 64), (64, 96), (96, 64)] * 3
+    images = [image(1, *size) for size in sizes]
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(fast, images))
+    assert len(fast.sizes) == 3
+    for x, out in zip(images, got, strict=True):
+        assert torch.equal(out, fast(x))
+
+
 def test_a_size_that_the_model_refuses_is_a_refusal_and_leaves_nothing_behind(model: nn.Module) -> None:
     fast = lvtp_fx.BySize(model, keep_ratio=0.5)
-    with pytest.raises(lvtp_fx.LvtpError, match="LVTP101 cannot-capture at VisionTransformer"):
+    with pytest.raises(lvtp_fx.LvtpError, match="LVTP105 bad-example-inputs at VisionTransformer"):
         fast(image(1, 100, 96))
     assert fast.sizes == []
     with pytest.raises(lvtp_fx.LvtpError, match="LVTP201 config-out-of-range at max_sizes"):

@@ -112,10 +112,10 @@ def test_refusal_is_all_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_lvtp101_for_an_error_without_a_message() -> None:
+def test_lvtp105_for_an_error_without_a_message() -> None:
     text = refusal(lambda: lvtp_fx.transform(Silent(), (torch.rand(2, 3, 32, 32),)))
-    assert text.startswith("LVTP101 cannot-capture at Silent (test_diagnostics.py:")
-    assert "got: AssertionError: no message" in text
+    assert text.startswith("LVTP105 bad-example-inputs at Silent (test_diagnostics.py:")
+    assert "it stops with AssertionError: no message" in text
 
 
 def test_lvtp101_for_a_buffer_in_a_branch_and_the_way_out(it: Case) -> None:
@@ -137,10 +137,43 @@ def test_lvtp101_for_a_dataclass_that_is_not_registered_and_the_way_out(it: Case
     assert torch.equal(out.logits, it.fast(it.x))
 
 
-def test_lvtp101_for_an_example_that_the_model_refuses(it: Case) -> None:
-    text = refusal(lambda: lvtp_fx.transform(it.model, (torch.rand(1, 3, 64, 64),)))
-    assert text.startswith("LVTP101 cannot-capture at EncoderSegmenter")
-    assert "got: AssertionError: Input height (64) doesn't match model (128)." in text
+@pytest.mark.parametrize("grad", [True, False])
+def test_lvtp105_for_an_example_that_the_model_refuses(it: Case, grad: bool) -> None:
+    with torch.inference_mode(not grad):
+        head, expected, got, why, hint = refusal(
+            lambda: lvtp_fx.transform(it.model, (torch.rand(1, 3, 64, 64),))).splitlines()
+    assert head.startswith("LVTP105 bad-example-inputs at EncoderSegmenter (patch_embed.py:")
+    assert expected == "  expected: inputs that the model itself takes"
+    assert got == ("  got: float32 [1, 3, 64, 64]; it stops with AssertionError: Input height (64) doesn't match model "
+                   "(128).")
+    assert why == "  why: the graph is captured from a call of the model, which fails without lvtp_fx, too"
+    assert hint == "  try: model(*example_inputs) has to run: look at shapes, dtypes and names of the inputs"
+
+
+def test_lvtp105_for_a_keyword_that_the_model_does_not_have(it: Case) -> None:
+    text = refusal(lambda: lvtp_fx.transform(it.model, {"pixels": it.x}))
+    assert "stops with TypeError" in text
+    assert "unexpected keyword argument 'pixels'" in text
+
+
+def test_lvtp105_for_inputs_that_the_dense_model_makes_nan_of(it: Case) -> None:
+    assert refusal(lambda: lvtp_fx.verify(it.model, it.fast, (it.x * torch.nan,))) == (
+        "LVTP105 bad-example-inputs at example_inputs\n"
+        "  expected: inputs of which the model makes numbers\n"
+        "  got: NaN in the dense model's output\n"
+        "  why: NaN equals nothing, so there is nothing to compare\n"
+        "  try: look for NaN and infinities in the inputs and in the model's weights"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_lvtp106_for_torchscript_and_for_a_model_with_a_transformed_part(it: Case) -> None:
+    traced = torch.jit.trace(nn.ReLU(), (torch.rand(1, 3),))
+    for model, got in ((traced, "TopLevelTracedModule, which TorchScript made"),
+                       (nn.Sequential(it.fast), "Sequential, which lvtp_fx.transform made, or a part of it")):
+        text = refusal(lambda model=model: lvtp_fx.transform(model, (it.x,)))
+        assert text.startswith("LVTP106 not-a-model-to-transform at model")
+        assert f"  got: {got}\n" in text
 
 
 def test_lvtp101_for_a_model_that_cannot_be_copied() -> None:
@@ -304,6 +337,9 @@ def test_lvtp202_where_scoring_would_cost_more_than_it_saves(it: Case) -> None:
 
 
 def test_lvtp203(it: Case) -> None:
+    for sites in ((2, 0), (1, 1), (-1, 0)):
+        text = refusal(lambda sites=sites: lvtp_fx.transform(it.captured, sites=sites, keep_ratio=(0.9, 0.5)))
+        assert text.startswith("LVTP203 sites-out-of-range at Config.sites\n  expected: blocks in rising order, each")
     assert refusal(lambda: lvtp_fx.transform(it.captured, sites=(1, 4))) == (
         "LVTP203 sites-out-of-range at Config.sites\n  expected: block indices in [-4, 4)\n  got: (1, 4)\n"
         "  why: the encoder has 4 blocks\n"

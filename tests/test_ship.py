@@ -354,6 +354,32 @@ def test_what_cannot_be_written_is_a_refusal_that_says_why(it: Made, tmp_path: P
         ship.save_aoti(it.fast, (picture(),), tmp_path / "model.so")
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+import lvtp_fx
+from lvtp_fx import ship
+from tests.tiny import fused, picture, vit
+fast = lvtp_fx.transform(vit(fused), (picture(),), keep_ratio=0.5)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    ship.save_exported(fast, (picture(),), Path(sys.argv[1]))
+except lvtp_fx.LvtpError as refusal:
+    print(refusal)
+"""
+
+
+def test_a_full_disk_is_a_refusal_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """As a limit on the size of files; PyTorch's own writer ends the process there."""
+    (tmp_path / "fast.pt2").write_text("old")
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "fast.pt2")], capture_output=True, text=True,
+                          check=False, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"LVTP501 cannot-write-file at {tmp_path / 'fast.pt2'}")
+    assert "got: OSError: [Errno 27] File too large" in done.stdout
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("fast.pt2", "old")]
+
+
 def test_a_graph_with_a_fixed_batch_is_written_with_it(tmp_path: Path) -> None:
     class One(torch.nn.Module):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from lvtp_fx.calibration.schedules import Choice
 from lvtp_fx.ranks import Ranks
+from lvtp_fx.replacing import replacing
 
 
 class Journal:
@@ -29,9 +30,8 @@ class Journal:
         lines = [] if self._path is None else _read(self._path, origin)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_name(self._path.name + ".new")  # in its place at once: a kill loses no line
-            new.write_text("".join(f"{json.dumps(line)}\n" for line in [[origin], *lines]))
-            new.replace(self._path)
+            with replacing(self._path) as draft:  # a kill loses no line
+                draft.write_text("".join(f"{json.dumps(line)}\n" for line in [[origin], *lines]))
         self._scores: dict[str, list[torch.Tensor]] = {}
         for choice, scores in ranks.share(lines):
             self._scores.setdefault(json.dumps(choice), []).extend(map(torch.tensor, scores))

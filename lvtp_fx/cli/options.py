@@ -22,6 +22,7 @@ from lvtp_fx.models.predict import Predictor
 from lvtp_fx.models.preprocess import Size
 from lvtp_fx.models.request import FORMS, Request, bad_device
 from lvtp_fx.ranks import own_device, reproducible
+from lvtp_fx.replacing import replacing
 
 Strategy = StrEnum("Strategy", {name: name for name in STRATEGIES})  # type: ignore[misc]
 HeadName = StrEnum("HeadName", {name: name for name in HEADS})  # type: ignore[misc]
@@ -215,7 +216,8 @@ def read_config(path: Path) -> Config:
 def write_config(path: Path, config: Config) -> None:
     """Write the fields that `read_config` reads back; the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({f.name: getattr(config, f.name) for f in fields(config)}, indent=1) + "\n")
+    with replacing(path) as draft:
+        draft.write_text(json.dumps({f.name: getattr(config, f.name) for f in fields(config)}, indent=1) + "\n")
 
 
 def _value(text: str) -> Any:
