@@ -230,6 +230,19 @@ class SharedKeys(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
 
 
+class SingleColumns(nn.Module):
+    """Tokens [B, C, N]: queries and shared keys by convolutions of single places, the keys repeated a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.proj = nn.Conv1d(C, C, 1), nn.Conv1d(C, 2 * D, 1), nn.Conv1d(C, C, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x.mT).unflatten(1, (H, D)).mT
+        k, v = self.kv(x.mT).unflatten(1, (2, 1, D)).mT.repeat_interleave(H, 2).unbind(1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2)).mT
+
+
 def fused(_: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -323,6 +336,7 @@ def models() -> list[Model]:
         "nn.TransformerEncoderLayer, batch first": lambda: Linear(_layer),
         "a returned attention map": Returning,
         "grouped-query attention": lambda: Linear(lambda: Block(SharedKeys())),
+        "1x1 convolutions, repeated keys": lambda: Linear(lambda: Block(SingleColumns())),
         "softmax spelled out, dropout": _written(spelt),
         "softmax in another type": _written(wide_softmax),
         "bmm": _written(batched),

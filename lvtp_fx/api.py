@@ -16,7 +16,7 @@ import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx import cost, latency
 from lvtp_fx import example_inputs as examples
 from lvtp_fx.batch_axis import batch_size
-from lvtp_fx.capture import Capture, capture
+from lvtp_fx.capture import Capture, capture, copy_graph
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes import pipeline
@@ -26,6 +26,8 @@ from lvtp_fx.record import RECORD, Record, is_transformed
 from lvtp_fx.report import Report
 from lvtp_fx.summarise import summarise
 from lvtp_fx.unread import carry
+
+aten = torch.ops.aten
 
 
 def transform(
@@ -88,18 +90,28 @@ class Prepared:
 
     Attributes:
         dense_flops: of one image.
+        added_flops: of one image, what the matched graph has more of: scores that something else reads, too, are
+            computed beside the fused attention.
     """
 
     captured: Capture
     dense_flops: float
     plan: Plan
+    added_flops: float = 0.0
 
 
 def prepare(model: nn.Module | ExportedProgram | Capture, example_inputs: Any, config: Config) -> Prepared:
     """Capture and analyse; the plan has no trunk where no attention was matched."""
     captured = captured_of(model, example_inputs)
     plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
-    return Prepared(captured, _flops(captured, captured.module), plan)
+    dense_flops, added_flops = _flops(captured, captured.module), 0.0
+    fused = aten.scaled_dot_product_attention.default
+    spelt_out = len(plan.graph_module.graph.find_nodes(op="call_function", target=fused)) > len(
+        captured.module.graph.find_nodes(op="call_function", target=fused))
+    if spelt_out:
+        matched = fx.GraphModule(captured.module, copy_graph(plan.graph_module.graph))
+        added_flops = max(0.0, _flops(captured, matched) - dense_flops)
+    return Prepared(captured, dense_flops, plan, added_flops)
 
 
 def rewritten(prepared: Prepared, config: Config) -> Plan:
@@ -114,13 +126,14 @@ def rewritten(prepared: Prepared, config: Config) -> Plan:
     if config.flops_cut == 0 and config.keep_ratio is None and config.latency_cut is None:
         return plan
     timed = config.latency_cut is not None or config.check_latency
-    done = _timed(prepared, plan) if timed else pipeline.run(pipeline.rewrite(prepared.dense_flops), plan)
+    passes = pipeline.rewrite(prepared.dense_flops, prepared.added_flops)
+    done = _timed(prepared, plan, passes) if timed else pipeline.run(passes, plan)
     return done if done.sites else replace(done, pruned=None, record=None)
 
 
-def _timed(prepared: Prepared, plan: Plan) -> Plan:
+def _timed(prepared: Prepared, plan: Plan, passes: tuple[pipeline.Pass, ...]) -> Plan:
     """The plan with a pruned graph that is expected to be faster than the dense one."""
-    passes, captured = pipeline.rewrite(prepared.dense_flops), prepared.captured
+    captured = prepared.captured
     clock = latency.probe(plan.graph_module, captured)
     done = pipeline.run(passes, replace(plan, clock=clock))
     if not done.sites:

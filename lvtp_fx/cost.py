@@ -27,7 +27,7 @@ aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default, aten.baddbmm.default)
 _ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
               aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention)
-_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
 
 
 def counts(plan: Plan) -> tuple[sympy.Symbol, ...]:
@@ -110,11 +110,6 @@ def encoder_flops(plan: Plan) -> sympy.Expr:
             needed.add(node)
             stack.extend(node.all_input_nodes)
     return sympy.Add(*(_in_space(plan, n) for n in order if n in needed)) + inserted_flops(plan)
-
-
-def dense_flops(plan: Plan) -> float:
-    """FLOPs of one image through the working graph, nothing pruned."""
-    return float(sympy.Add(*(node_flops(plan, n, _grid_tokens(plan)) for n in plan.graph_module.graph.nodes)))
 
 
 def saved_flops(plan: Plan) -> sympy.Expr:

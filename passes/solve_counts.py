@@ -42,6 +42,7 @@ class SolveCounts:
 
     Attributes:
         dense_flops: FLOPs of one image through the captured graph, as FlopCounterMode counts them.
+        added_flops: of one image, what the matched graph has more of (`api.Prepared`).
         weights: how much of the cut each site takes, > 0; None for the same keep ratio at all sites.
 
     Requires: `sites`, `spaces`. Ensures: `sites` with `parent` and `kept`.
@@ -51,6 +52,7 @@ class SolveCounts:
     """
 
     dense_flops: float
+    added_flops: float = 0.0
     weights: tuple[float, ...] | None = None
     name: ClassVar[str] = "solve_counts"
 
@@ -73,9 +75,7 @@ class SolveCounts:
         return done
 
     def _saved(self, plan: Plan) -> sympy.Expr:
-        """FLOPs saved of those of the captured graph. Matching may have added some: scores that something else reads,
-        too, are computed beside the fused attention."""
-        return cost.saved_flops(plan) - max(0.0, cost.dense_flops(plan) - self.dense_flops)
+        return cost.saved_flops(plan) - self.added_flops
 
     def _check_strategy(self, plan: Plan, given: tuple[float, ...], counts: tuple[int, ...]) -> None:
         least = _least(plan)

@@ -146,6 +146,14 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "squeeze one": (aten.squeeze.dim, lambda m: m.tokens[:, None].squeeze(1), "# 1+8x6 32"),
     "squeeze some": (aten.squeeze.dims, lambda m: m.tokens[:, None, :, None].squeeze((1, 3)), "# 1+8x6 32"),
     "expand": (aten.expand.default, lambda m: m.heads[:, :1].expand(-1, 5, -1, -1), "# 5 1+8x6 16"),
+    "heads are repeated": (aten.repeat.default, lambda m: m.heads.repeat(1, 2, 1, 1), "# 4 1+8x6 16"),
+    "heads are repeated in front": (
+        aten.repeat.default, lambda m: m.tokens.repeat(3, 1, 1, 1), "3 # 1+8x6 32"),
+    "heads are tiled": (aten.tile.default, lambda m: m.heads[:, :1].tile(1, 3, 1, 1), "# 3 1+8x6 16"),
+    "heads are repeated one by one": (
+        aten.repeat_interleave.self_int, lambda m: m.heads.repeat_interleave(2, 1), "# 4 1+8x6 16"),
+    "a convolution of single places": (
+        aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None]), "# 5 8x6"),
     "the class token is picked": (aten.select.int, lambda m: m.tokens[:, 0], "# 32"),
     "a head is picked": (aten.select.int, lambda m: m.heads[:, -1], "# 1+8x6 16"),
     "heads are unbound": (aten.unbind.int, lambda m: m.heads.unbind(1)[1], "# 1+8x6 16"),
@@ -315,7 +323,21 @@ REFUSED: dict[str, tuple[Any, Snippet, str]] = {
                              "an einsum contracts over the batch"),
     "an image": (aten.select.int, lambda m: m.tokens[0], "one image of the batch is picked"),
     "convolution": (
-        aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None]), "aten.conv1d.default has no rule"),
+        aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None].expand(-1, -1, 2)),
+        "a convolution mixes what lies side by side"),
+    "convolution, every second token": (
+        aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None], stride=2),
+        "a convolution mixes what lies side by side"),
+    "convolution, padded": (
+        aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None], padding=1),
+        "a convolution mixes what lies side by side"),
+    "convolution over channels": (
+        aten.conv1d.default, lambda m: F.conv1d(m.grid, m.mix[..., None]),
+        "a convolution of single places mixes the tokens"),
+    "repeat": (aten.repeat.default, lambda m: m.grid.repeat(1, 2, 1), "tokens or images are repeated"),
+    "tile": (aten.tile.default, lambda m: m.grid.tile(1, 2, 1), "tokens or images are repeated"),
+    "repeat_interleave": (
+        aten.repeat_interleave.self_int, lambda m: m.grid.repeat_interleave(2, 0), "tokens or images are repeated"),
     "roll": (aten.roll.default, lambda m: m.grid.roll(1, 1), "aten.roll.default has no rule"),
     "index": (aten.index.Tensor, lambda m: m.grid[:, [0, 2]], "aten.index.Tensor has no rule"),
     "pad": (aten.pad.default, lambda m: F.pad(m.grid, (0, 0, 0, 1)), "aten.pad.default has no rule"),

@@ -15,6 +15,7 @@ from lvtp_fx.capture import capture
 from lvtp_fx.config import Config
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from lvtp_fx.passes import pipeline
+from tests.tiny import Attention, PreNorm, TinyViT, picture
 from tests.zoo import ZOO
 
 
@@ -57,6 +58,18 @@ def test_an_einsum_costs_what_is_counted(equation: str) -> None:
     plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, Config()))
     assert sum(float(cost.node_flops(plan, n, 64)) for n in plan.graph_module.graph.nodes) == cost.measured_flops(
         captured.module, (torch.rand(2, 3, 64, 64),), {}, 2)
+
+
+def test_scores_that_something_else_reads_are_counted_beside_the_fused_attention() -> None:
+    def thresholded(m: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = q @ k.mT * m.scale
+        low = scores.topk(32, -1).values[..., -1:]
+        return scores.masked_fill(scores < low, float("-inf")).softmax(-1) @ v
+
+    captured = capture(TinyViT([PreNorm(Attention(thresholded)) for _ in range(4)]), (picture(),), {})
+    report = lvtp_fx.explain(captured, flops_cut=0.1)
+    assert 0.1 <= report.flops_cut < 0.13
+    assert "saves more FLOPs" in lvtp_fx.explain(captured, keep_ratio=0.98).refused
 
 
 def test_a_site_that_keeps_all_is_no_site() -> None:

@@ -33,6 +33,7 @@ PROVED = {  # name: attention blocks
     ("transformers", "CLIPSegForImageSegmentation sdpa"): 7,  # three of them in the decoder
     ("transformers", "EomtForUniversalSegmentation sdpa"): 4,
     ("transformers", "Sapiens2ForSemanticSegmentation sdpa"): 4,
+    ("other", "1x1 convolutions, repeated keys"): 4,
     ("other", "a returned attention map"): 4,
     ("other", "einsum and einops"): 4,
     ("other", "keyword inputs, a dataclass out"): 4,

@@ -88,7 +88,8 @@ class Trial:
         if choice not in self.configs:
             try:
                 self.configs[choice] = choice.schedule.config(
-                    self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut)
+                    self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut,
+                    self.prepared.added_flops)
             except LvtpError as refusal:
                 if refusal.code != Code.CUT_UNREACHABLE.number:
                     raise

@@ -7,7 +7,7 @@ from string import ascii_letters
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, read_as, reads
+from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, named, read_as, reads, tensors
 from lvtp_fx.passes.axes.label import Axis, Kind, Label, has_kind, mixed, plain, unify
 
 aten = torch.ops.aten
@@ -38,6 +38,18 @@ def matmul(node: fx.Node, reader: Reader) -> Flow:
         pairs.append((bias, read_as(reader.label(bias), both)))
     uses = reads(pairs)
     return Flow(fresh, {}, "a matrix product reads one tensor in two ways") if uses is None else Flow(out, uses)
+
+
+def convolution(node: fx.Node, reader: Reader) -> Flow:
+    """`conv1d` with a kernel of one: a linear layer whose channels lie on axis 1."""
+    x, weight = tensors(node)[:2]
+    label = reader.label(x)
+    alone = reader.sizes(weight.meta["val"])[-1] == 1
+    if not alone or named(node, "stride", [1]) != [1] or named(node, "padding", [0]) != [0] or len(label) != 3:
+        return Flow(reader.unknown(node.meta["val"]), {}, "a convolution mixes what lies side by side")
+    what = mixed(label[1:2])
+    out = (label[0], plain(reader.out_sizes(node)[1]), label[2])
+    return Flow(out, {x: label}, f"a convolution of single places mixes {what}" if what else "")
 
 
 def einsum(node: fx.Node, reader: Reader) -> Flow:
@@ -121,6 +133,7 @@ def attention(node: fx.Node, reader: Reader) -> Flow:
 RULES: dict[object, Rule] = {
     **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.mm.default,
                      aten.addmm.default, aten.baddbmm.default), matmul),
+    aten.conv1d.default: convolution,
     aten.einsum.default: einsum,
     aten.scaled_dot_product_attention.default: attention,
 }

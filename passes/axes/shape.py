@@ -84,6 +84,19 @@ def expand(node: fx.Node, reader: Reader) -> Flow:
     return Flow(out, {x: label})
 
 
+def repeat(node: fx.Node, reader: Reader) -> Flow:
+    """`repeat tile repeat_interleave`: heads that several heads share are written out; other axes stay as they are."""
+    x = tensors(node)[0]
+    label = reader.label(x)
+    shape = reader.out_sizes(node)
+    axes = (*[plain(1)] * (len(shape) - len(label)), *label)
+    repeated = [axis for axis, size in zip(axes, shape, strict=True) if length(axis) != size]
+    if not all(map(is_plain, repeated)):
+        return Flow(reader.unknown(node.meta["val"]), {}, "tokens or images are repeated")
+    return Flow(tuple(axis if length(axis) == size else plain(size)
+                      for axis, size in zip(axes, shape, strict=True)), {x: label})
+
+
 def select(node: fx.Node, reader: Reader) -> Flow:
     """One entry of an axis: a prefix or suffix token may be picked in any space."""
     x = tensors(node)[0]
@@ -236,6 +249,7 @@ RULES: dict[object, Rule] = {
     aten.unsqueeze.default: unsqueeze,
     **dict.fromkeys((aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), squeeze),
     aten.expand.default: expand,
+    **dict.fromkeys((aten.repeat.default, aten.tile.default, aten.repeat_interleave.self_int), repeat),
     aten.select.int: select,
     aten.unbind.int: unbind,
     aten.slice.Tensor: slice_,
