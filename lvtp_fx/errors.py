@@ -33,8 +33,8 @@ class Code(Enum):
     )
     BAD_EXAMPLE = (
         "LVTP105", "bad-example-inputs",
-        "Example inputs, images, labels or folders of these that cannot be used: no tensor, a batch of 0, nothing to "
-        "compare, another layout.",
+        "Example inputs, images, labels or folders of these that cannot be used: no tensor, a batch of 0, inputs on "
+        "which the model itself fails or gives NaN, nothing to compare, another layout.",
         "the call that the message shows",
     )
     BAD_MODEL = (
@@ -56,7 +56,8 @@ class Code(Enum):
     )
     SITES_OUT_OF_RANGE = (
         "LVTP203", "sites-out-of-range",
-        "Sites that the encoder does not have, or of which two lie at one point of the stream.",
+        "Sites that the encoder does not have, that are not in rising order, or of which two lie at one point of the "
+        "stream.",
         'sites="auto", or lvtp_fx.explain to see the blocks',
     )
     TOO_LITTLE_TIME_SAVED = (

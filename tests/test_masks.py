@@ -9,7 +9,7 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.capture import Capture
-from tests.tiny import captured
+from tests.tiny import Attention, PreNorm, TinyViT, captured, picture
 
 B_FORMS = ("4d", "merged", "heads first", "grouped")  # the same attention, written four ways
 
@@ -88,3 +88,30 @@ def test_the_same_attention_in_another_arrangement_takes_the_same_decisions() ->
         for a, b in zip(first, decisions, strict=True):
             assert torch.equal(a.kept, b.kept)
             assert torch.equal(a.owner, b.owner)
+
+
+class Padded(nn.Module):
+    """A mask over the tokens comes with the images, or one is made of the tokens."""
+
+    def __init__(self, given: bool) -> None:
+        super().__init__()
+        self.given, self.vit = given, TinyViT([PreNorm(Attention(self.attend)) for _ in range(3)])
+        self.seen: list[torch.Tensor] = []
+
+    def attend(self, _: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        mask = self.seen[0] if self.seen else k.mean(-1)[:, :, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def forward(self, image: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        self.seen[:] = [seen[:, None, None]] if self.given else []
+        out: torch.Tensor = self.vit(image)
+        return out
+
+
+def test_the_report_says_where_a_mask_comes_with_the_images() -> None:
+    seen = torch.arange(64).expand(2, 64) % 8 < 6
+    (note,) = lvtp_fx.explain(Padded(True), (picture(), seen), keep_ratio=0.5).notes
+    assert note.startswith("attention is masked by what comes in (")
+    assert note.endswith("tokens are merged as if it were not, so what it hides (padding) is mixed into tokens beside "
+                         "it at each site")
+    assert lvtp_fx.explain(Padded(False), (picture(), seen), keep_ratio=0.5).notes == ()
