@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import sys
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lvtp_fx.batch_axis import fixed_size
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.run_graph import cloned
 from lvtp_fx.twin import left_alone
 
 
@@ -65,8 +67,12 @@ def refuse_failing(copied: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         LvtpError: LVTP105, with the line of the model and the shapes.
     """
     try:
-        with left_alone(copied), torch.no_grad():
-            copied(*args, **kwargs)
+        own = copy.deepcopy(copied)  # it may write into its buffers, which are the user's
+    except Exception:
+        return
+    try:
+        with left_alone(copied), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            own(*cloned(args), **cloned(kwargs))
     except Exception as error:
         shapes = [f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
                   for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]

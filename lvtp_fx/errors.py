@@ -56,8 +56,8 @@ class Code(Enum):
     )
     SITES_OUT_OF_RANGE = (
         "LVTP203", "sites-out-of-range",
-        "Sites that the encoder does not have, that are not in rising order, or of which two lie at one point of the "
-        "stream.",
+        "Sites that the encoder does not have, of which two lie at one point of the stream, or that have a keep ratio "
+        "each and are not in rising order.",
         'sites="auto", or lvtp_fx.explain to see the blocks',
     )
     TOO_LITTLE_TIME_SAVED = (

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import fx
 
+from lvtp_fx.config import Config
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.plan import Plan, Site, Trunk
 
@@ -33,6 +34,7 @@ class ChooseSites:
         trunk = plan.trunk
         count = trunk.grid[0] * trunk.grid[1]
         indices = _indices(plan.config.sites, trunk)
+        _check_order(plan.config, len(trunk.blocks))
         if not indices:
             raise _nothing_to_save(trunk)
         return replace(plan, sites=tuple(Site(i, count, count) for i in indices))
@@ -68,9 +70,7 @@ def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:
     depth = len(trunk.blocks)
     if not all(-depth <= s < depth for s in sites):
         raise _refusal(sites, f"block indices in [{-depth}, {depth})", f"the encoder has {depth} blocks")
-    indices = [s % depth for s in sites]
-    if any(a >= b for a, b in pairwise(indices)):  # with a keep ratio each, they would belong to other sites
-        raise _refusal(sites, "blocks in rising order, each once", "keep ratios are given in the order of the sites")
+    indices = sorted({s % depth for s in sites})
     seen: dict[fx.Node, int] = {}
     for index in indices:
         state = trunk.blocks[index].state
@@ -79,6 +79,14 @@ def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:
                            f"blocks {seen[state]} and {index} run in parallel and end in the same add")
         seen[state] = index
     return tuple(indices)
+
+
+def _check_order(config: Config, depth: int) -> None:
+    """Sites are sorted: with a keep ratio each, given in another order, the ratios would belong to other sites."""
+    if isinstance(config.sites, str) or not isinstance(config.keep_ratio, tuple) or len(config.keep_ratio) == 1:
+        return
+    if any(a % depth >= b % depth for a, b in pairwise(config.sites)):
+        raise _refusal(config.sites, "blocks in rising order, each once", "each has a keep ratio of its own, in order")
 
 
 def _nothing_to_save(trunk: Trunk) -> LvtpError:

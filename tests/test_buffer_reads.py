@@ -87,6 +87,20 @@ def test_buffer_that_was_written_into_is_not_read(write: Any) -> None:
     assert model.get_buffer("steps").tolist() == [0, 0]
 
 
+def test_a_model_that_fails_is_left_as_it_was() -> None:
+    def write(steps: torch.Tensor, x: torch.Tensor) -> None:
+        steps.add_(1)
+        x.mul_(0)
+        raise ValueError("too large")
+
+    model, x, drawn = Counts(write), torch.ones(2, 3), torch.get_rng_state()
+    with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP105(.|\n)*stops with ValueError: too large"):
+        lvtp_fx.transform(model, (x,))
+    assert model.get_buffer("steps").tolist() == [0, 0]
+    assert torch.equal(x, torch.ones(2, 3))
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 @pytest.mark.parametrize("question", [
     lambda b: torch.rand_like(b).sum() > 0.5, lambda b: b.bernoulli() > 0, lambda b: b.sinh() > 0,
 ], ids=["rand_like", "bernoulli", "sinh"])

@@ -47,7 +47,8 @@ def test_missing_extra_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) 
     (("eval", "users_own:large", "--keep-ratio", "0.8", "--images", "photos", "--save", "maps"),
      "LVTP503 wrong-usage at lvtp-fx eval: expected options and arguments as its help lists them; got Invalid value "
      "for --save: a PNG holds 256 classes"),
-    (("eval", "users_own:model_alone", "--size", "48", "--images", "photos"), "LVTP101 cannot-capture at Segmenter"),
+    (("eval", "users_own:model_alone", "--size", "48", "--images", "photos"),
+     "LVTP105 bad-example-inputs at Segmenter"),
 ])
 def test_wrong_usage_and_unusable_files(call: Call, folder: Path, arguments: tuple[str, ...], text: str) -> None:
     (folder / "file").write_text("no folder")
