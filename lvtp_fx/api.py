@@ -90,28 +90,25 @@ class Prepared:
 
     Attributes:
         dense_flops: of one image.
-        added_flops: of one image, what the matched graph has more of: scores that something else reads, too, are
-            computed beside the fused attention.
     """
 
     captured: Capture
     dense_flops: float
     plan: Plan
-    added_flops: float = 0.0
 
 
 def prepare(model: nn.Module | ExportedProgram | Capture, example_inputs: Any, config: Config) -> Prepared:
     """Capture and analyse; the plan has no trunk where no attention was matched."""
     captured = captured_of(model, example_inputs)
     plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, config))
-    dense_flops, added_flops = _flops(captured, captured.module), 0.0
+    dense_flops = _flops(captured, captured.module)
     fused = aten.scaled_dot_product_attention.default
     spelt_out = len(plan.graph_module.graph.find_nodes(op="call_function", target=fused)) > len(
         captured.module.graph.find_nodes(op="call_function", target=fused))
     if spelt_out:
         matched = fx.GraphModule(captured.module, copy_graph(plan.graph_module.graph))
-        added_flops = max(0.0, _flops(captured, matched) - dense_flops)
-    return Prepared(captured, dense_flops, plan, added_flops)
+        plan = replace(plan, added_flops=max(0.0, _flops(captured, matched) - dense_flops))
+    return Prepared(captured, dense_flops, plan)
 
 
 def rewritten(prepared: Prepared, config: Config) -> Plan:
@@ -126,14 +123,13 @@ def rewritten(prepared: Prepared, config: Config) -> Plan:
     if config.flops_cut == 0 and config.keep_ratio is None and config.latency_cut is None:
         return plan
     timed = config.latency_cut is not None or config.check_latency
-    passes = pipeline.rewrite(prepared.dense_flops, prepared.added_flops)
-    done = _timed(prepared, plan, passes) if timed else pipeline.run(passes, plan)
+    done = _timed(prepared, plan) if timed else pipeline.run(pipeline.rewrite(prepared.dense_flops), plan)
     return done if done.sites else replace(done, pruned=None, record=None)
 
 
-def _timed(prepared: Prepared, plan: Plan, passes: tuple[pipeline.Pass, ...]) -> Plan:
+def _timed(prepared: Prepared, plan: Plan) -> Plan:
     """The plan with a pruned graph that is expected to be faster than the dense one."""
-    captured = prepared.captured
+    passes, captured = pipeline.rewrite(prepared.dense_flops), prepared.captured
     clock = latency.probe(plan.graph_module, captured)
     done = pipeline.run(passes, replace(plan, clock=clock))
     if not done.sites:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lvtp_fx.config import Config, is_integer, resolve
 from lvtp_fx.errors import Code, LvtpError
 
 Key = tuple[Any, ...]
+Entry = tuple[fx.GraphModule, Callable[..., Any]]
 
 
 class BySize(nn.Module):
@@ -53,7 +55,7 @@ class BySize(nn.Module):
             )
         self.model, self.config = model, resolve(config, overrides)
         self.compile_options, self.max_sizes = compile, max_sizes
-        self._graphs: OrderedDict[Key, tuple[fx.GraphModule, Callable[..., Any]]] = OrderedDict()
+        self._graphs: OrderedDict[Key, Entry] = OrderedDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, from the graph for this size."""
@@ -68,22 +70,30 @@ class BySize(nn.Module):
         """Shapes, batch left out, of the first tensor of each graph that is kept, the latest used last."""
         return [key[0][0] for key in self._graphs]
 
-    def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[fx.GraphModule, Callable[..., Any]]:
+    def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         key = _key(args, kwargs)
         fixed = (*key, batch_size(args, kwargs))  # of a model that allows no other batch
-        with TRACING:  # threads may meet sizes at the same time
-            if key not in self._graphs and fixed not in self._graphs:
-                captured = captured_of(self.model, (args, kwargs))
-                made = transform(captured, config=self.config)
-                fast: Callable[..., Any] = made
-                if self.compile_options is not None:
-                    fast = torch.compile(made, **self.compile_options)
-                self._graphs[key if captured.batch == BATCH_STAND_IN else fixed] = made, fast
-            key = key if key in self._graphs else fixed
-            self._graphs.move_to_end(key)
+        if found := self._known(key, fixed):  # does not wait for another thread that meets a new size
+            return found
+        with TRACING:
+            if found := self._known(key, fixed):
+                return found
+            captured = captured_of(self.model, (args, kwargs))
+            made = transform(captured, config=self.config)
+            fast = made if self.compile_options is None else torch.compile(made, **self.compile_options)
+            self._graphs[key if captured.batch == BATCH_STAND_IN else fixed] = made, fast
             while len(self._graphs) > self.max_sizes:
                 self._graphs.popitem(last=False)
-            return self._graphs[key]
+            return made, fast
+
+    def _known(self, *keys: Key) -> Entry | None:
+        """The graph of one of these keys, which is then the one used last."""
+        for key in keys:
+            if found := self._graphs.get(key):
+                with suppress(KeyError):  # another thread may have let it go meanwhile
+                    self._graphs.move_to_end(key)
+                return found
+        return None
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:

@@ -113,10 +113,12 @@ def encoder_flops(plan: Plan) -> sympy.Expr:
 
 
 def saved_flops(plan: Plan) -> sympy.Expr:
-    """FLOPs of one image that the pruned graph saves: what reduced nodes save, less what is inserted."""
+    """FLOPs of one image that the pruned graph saves of the captured one's: what reduced nodes save, less what is
+    inserted, and what matching added."""
     full = _grid_tokens(plan)
     reduced = [n for n, space in plan.spaces.items() if space]
-    return sympy.Add(*(node_flops(plan, n, full) - _in_space(plan, n) for n in reduced)) - inserted_flops(plan)
+    less = sympy.Add(*(node_flops(plan, n, full) - _in_space(plan, n) for n in reduced))
+    return less - inserted_flops(plan) - plan.added_flops
 
 
 def inserted_flops(plan: Plan) -> sympy.Expr:

@@ -128,6 +128,8 @@ class Plan:
         captured: the captured graph as it was, which the dense oracle interprets.
         config: the options.
         batch: the integer that stands for the symbolic batch size in labels.
+        added_flops: of one image, what the matched graph has more of than the captured one: scores that something else
+            reads, too, are computed beside the fused attention.
         clock: where time was measured.
     """
 
@@ -135,6 +137,7 @@ class Plan:
     captured: fx.GraphModule
     config: Config
     batch: int
+    added_flops: float = 0.0
     attentions: tuple[AttentionMatch, ...] = ()
     misses: tuple[Miss, ...] = ()
     labels: dict[fx.Node, Label] = field(default_factory=dict)

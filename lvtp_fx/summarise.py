@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import networkx as nx
 from torch import fx
 
 from lvtp_fx import cost, latency
 from lvtp_fx.capture import Capture
 from lvtp_fx.passes.axes.flow import argument
 from lvtp_fx.passes.axes.label import Kind, has_kind, token_factor
+from lvtp_fx.passes.residual_streams import value_graph
 from lvtp_fx.plan import Plan
 from lvtp_fx.provenance import describe
 from lvtp_fx.randomness import random_nodes
@@ -72,16 +74,7 @@ def _mask_of_inputs(plan: Plan) -> fx.Node | None:
     masks = (argument(block.attention.node, 3, "attn_mask") for block in plan.trunk.blocks)
     return next((mask for mask in masks if isinstance(mask, fx.Node)
                  and any(has_kind(axis, Kind.BATCH) for axis in plan.labels.get(mask, ()))
-                 and not _made_of(mask, plan.trunk.states[0])), None)
-
-
-def _made_of(node: fx.Node, source: fx.Node) -> bool:
-    seen, stack = {node}, [node]
-    while stack:
-        fresh = set(stack.pop().all_input_nodes) - seen
-        seen |= fresh
-        stack.extend(fresh)
-    return source in seen
+                 and not nx.has_path(value_graph(plan), plan.trunk.states[0], mask)), None)
 
 
 def _blocks(plan: Plan) -> Iterator[BlockReport]:

@@ -69,14 +69,14 @@ def verify(
 
     with plain_modes(args, kwargs):  # the graphs hold the autocast of the model itself
         output, decided, values = observe(graph_module, example_inputs, [s.pruned_name for s in record.states])
-    known = {node.name for node in captured.graph.nodes}
-    if any(state.name not in known for state in record.states):
-        raise LvtpError(
-            Code.NOT_TRANSFORMED, where=type(model).__name__, expected="the model that was transformed",
-            got="another graph", why="the oracle runs the original graph", hint="pass the same model and image size",
-        )
-    oracle = Oracle(captured, record, decided)
-    with plain_modes(args, kwargs):
+        known = {node.name for node in captured.graph.nodes}
+        if any(state.name not in known for state in record.states):
+            raise LvtpError(
+                Code.NOT_TRANSFORMED, where=type(model).__name__, expected="the model that was transformed",
+                got="another graph", why="the oracle runs the original graph",
+                hint="pass the same model and image size",
+            )
+        oracle = Oracle(captured, record, decided)
         expected = run_flat(oracle, captured, args, kwargs)
     _refuse_nan(expected)
     errors: dict[str, float] = {}

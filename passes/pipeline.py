@@ -38,12 +38,12 @@ def analysis() -> tuple[Pass, ...]:
     )
 
 
-def rewrite(dense_flops: float, added_flops: float = 0.0) -> tuple[Pass, ...]:
-    """Decide, then build. Needs a trunk. Arguments: as of `SolveCounts`."""
+def rewrite(dense_flops: float) -> tuple[Pass, ...]:
+    """Decide, then build. Needs a trunk."""
     return (
         ChooseSites(),
         AssignSpaces(),             # before the counts: the cost of a node depends on its space
-        SolveCounts(dense_flops, added_flops),
+        SolveCounts(dense_flops),
         InsertReduction(),          # last of the passes that read the captured graph
     )
 

@@ -42,7 +42,6 @@ class SolveCounts:
 
     Attributes:
         dense_flops: FLOPs of one image through the captured graph, as FlopCounterMode counts them.
-        added_flops: of one image, what the matched graph has more of (`api.Prepared`).
         weights: how much of the cut each site takes, > 0; None for the same keep ratio at all sites.
 
     Requires: `sites`, `spaces`. Ensures: `sites` with `parent` and `kept`.
@@ -52,7 +51,6 @@ class SolveCounts:
     """
 
     dense_flops: float
-    added_flops: float = 0.0
     weights: tuple[float, ...] | None = None
     name: ClassVar[str] = "solve_counts"
 
@@ -68,14 +66,11 @@ class SolveCounts:
         given = ratios if isinstance(ratios, tuple) else (ratios,)
         counts = _counts(plan, given * len(plan.sites) if len(given) == 1 else given)
         self._check_strategy(plan, given, counts)
-        saved = float(self._saved(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
+        saved = float(cost.saved_flops(plan).subs(dict(zip(cost.counts(plan), counts, strict=True))))
         done = _with_counts(plan, counts)
         if done.sites and saved <= 0:
             raise self._costs_more(plan, saved)
         return done
-
-    def _saved(self, plan: Plan) -> sympy.Expr:
-        return cost.saved_flops(plan) - self.added_flops
 
     def _check_strategy(self, plan: Plan, given: tuple[float, ...], counts: tuple[int, ...]) -> None:
         least = _least(plan)
@@ -121,7 +116,7 @@ class SolveCounts:
 
     def _goal(self, plan: Plan) -> _Goal:
         if plan.config.latency_cut is None:
-            return _Goal("flops_cut", plan.config.flops_cut, self.dense_flops, self._saved(plan),
+            return _Goal("flops_cut", plan.config.flops_cut, self.dense_flops, cost.saved_flops(plan),
                          Code.CUT_UNREACHABLE)
         assert plan.clock is not None
         return _Goal("latency_cut", plan.config.latency_cut, plan.clock.dense_ms, latency.saved_ms(plan, plan.clock),

@@ -34,20 +34,18 @@ class Schedule:
         last = len(self.sites) - 1
         return tuple(1 + self.tilt * (1 - 2 * i / last) if last else 1.0 for i in range(last + 1))
 
-    def config(
-        self, plan: Plan, base: Config, dense_flops: float, flops_cut: float, added_flops: float = 0.0
-    ) -> Config:
+    def config(self, plan: Plan, base: Config, dense_flops: float, flops_cut: float) -> Config:
         """`base` with these sites, and the keep ratios that meet the cut.
 
         Args:
-            plan: analysed, with a trunk. dense_flops, added_flops: as of `SolveCounts`.
+            plan: analysed, with a trunk. dense_flops: of one image.
 
         Raises:
             LvtpError: LVTP202 where these sites cannot reach it.
         """
         wanted = replace(base, sites=self.sites, keep_ratio=None, flops_cut=flops_cut)
         plan = replace(plan, config=wanted)
-        for step in (ChooseSites(), AssignSpaces(), SolveCounts(dense_flops, added_flops, self.weights)):
+        for step in (ChooseSites(), AssignSpaces(), SolveCounts(dense_flops, self.weights)):
             plan = step(plan)
         ratios = tuple(site.kept / site.parent for site in plan.sites)
         return replace(wanted, sites=tuple(site.block for site in plan.sites), keep_ratio=ratios)

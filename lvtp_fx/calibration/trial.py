@@ -88,8 +88,7 @@ class Trial:
         if choice not in self.configs:
             try:
                 self.configs[choice] = choice.schedule.config(
-                    self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut,
-                    self.prepared.added_flops)
+                    self.prepared.plan, self.base, self.prepared.dense_flops, choice.flops_cut)
             except LvtpError as refusal:
                 if refusal.code != Code.CUT_UNREACHABLE.number:
                     raise
