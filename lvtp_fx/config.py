@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lvtp_fx.errors import Code, LvtpError
@@ -96,10 +97,8 @@ class Config:
     align: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("keep_ratio", "sites", "qs", "cell"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))  # lists are welcome, hashing needs tuples
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         self._check_shares()
         self._check_choices()
         self._check_numbers()
@@ -183,6 +182,15 @@ def is_number(value: object) -> bool:
 def is_integer(value: object) -> bool:
     """Whether it is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for one of NumPy's, which JSON does not take; a tuple for a list, which cannot be hashed."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_plain(inner) for inner in value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _refuse(name: str, expected: str, got: object, hint: str) -> None:

@@ -46,8 +46,8 @@ class Report:
         gflops_dense, gflops_pruned: the whole model, per image, as FlopCounterMode counts (2 FLOPs a multiply-add).
         gflops_encoder_dense, gflops_encoder_pruned: up to the encoder's output, scoring included.
         flops_cut: share of the whole model's FLOPs that was saved.
-        latency_ms_dense, latency_ms_pruned: of the example inputs, expected from a probe of the ops one by one; 0 where
-            time was not asked for (`Config.latency_cut`, `Config.check_latency`).
+        latency_ms_dense, latency_ms_pruned: of the example inputs, expected from a probe of the ops one by one; None
+            where time was not asked for (`Config.latency_cut`, `Config.check_latency`).
         unmatched: attention that was not used, and why.
         notes: what had to be given up.
         refused: the error that `transform` would raise, or "".
@@ -61,8 +61,8 @@ class Report:
     gflops_pruned: float = 0.0
     gflops_encoder_dense: float = 0.0
     gflops_encoder_pruned: float = 0.0
-    latency_ms_dense: float = 0.0
-    latency_ms_pruned: float = 0.0
+    latency_ms_dense: float | None = None
+    latency_ms_pruned: float | None = None
     unmatched: tuple[Unmatched, ...] = ()
     notes: tuple[str, ...] = ()
     refused: str = ""
@@ -70,6 +70,12 @@ class Report:
     @property
     def flops_cut(self) -> float:
         return 1 - self.gflops_pruned / self.gflops_dense if self.gflops_dense else 0.0
+
+    @property
+    def latency_ms(self) -> tuple[float, float] | None:
+        """(dense, pruned), where time was asked for."""
+        dense, pruned = self.latency_ms_dense, self.latency_ms_pruned
+        return None if dense is None or pruned is None else (dense, pruned)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for machines (JSON)."""
@@ -118,7 +124,8 @@ class Report:
             f"GFLOPs an image, encoder:     {self.gflops_encoder_dense:.3f} -> {self.gflops_encoder_pruned:.3f} "
             f"({-encoder_cut:+.1%})",
         ]
-        if self.latency_ms_dense:
-            lines.append(f"latency_ms of the example, expected: {self.latency_ms_dense:.2f} -> "
-                         f"{self.latency_ms_pruned:.2f} ({self.latency_ms_pruned / self.latency_ms_dense - 1:+.1%})")
+        if self.latency_ms is not None:
+            dense, pruned = self.latency_ms
+            lines.append(f"latency_ms of the example, expected: {dense:.2f} -> {pruned:.2f} "
+                         f"({pruned / dense - 1:+.1%})")
         return lines

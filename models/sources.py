@@ -81,7 +81,8 @@ def backbone(kind: str, name: str, request: Request) -> Named:
 
 
 def function(request: Request) -> Named:
-    """What package.module:function returns: a module, or a module and its `Spec`. The working folder is importable."""
+    """What package.module:function returns, or what is there in its place: a module, or a module and its `Spec`. The
+    working folder is importable."""
     sys.path.insert(0, os.getcwd())
     try:
         make = pkgutil.resolve_name(request.name)
@@ -89,7 +90,8 @@ def function(request: Request) -> Named:
         raise bad_model(request.name, "a function that can be imported", str(error), "it makes the model",
                         "package.module:function, where the package is installed or in the working folder") from error
     else:
-        made = make()  # which may import more; what it raises is the user's to see
+        # Which may import more; what it raises is the user's to see.
+        made = make() if callable(make) and not isinstance(make, nn.Module) else make
     finally:
         sys.path.remove(os.getcwd())
     model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -294,6 +296,15 @@ def test_lvtp201(options: dict[str, Any], expected: str, hint: str) -> None:
         f"LVTP201 config-out-of-range at Config.{name}\n  expected: {expected}\n  got: {value!r}\n"
         f"  why: a graph built from it would not be what was asked for\n  try: {hint}"
     )
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    two = [np.int8(2)] * 2
+    given = lvtp_fx.Config(flops_cut=np.float32(0.5), sites=np.arange(2).tolist(), rounds=np.int64(3), cell=two)
+    assert given == lvtp_fx.Config(flops_cut=0.5, sites=(0, 1), rounds=3, cell=(2, 2))
+    assert json.loads(json.dumps([given.flops_cut, given.rounds, given.cell])) == [0.5, 3, [2, 2]]
+    assert "expected: an integer >= 1\n" in refusal(lambda: lvtp_fx.Config(rounds=np.float64(3)))
+    assert "expected: a share in [0, 1)\n" in refusal(lambda: lvtp_fx.Config(flops_cut=np.bool_(True)))
 
 
 def test_lvtp201_for_a_config_that_is_none(it: Case) -> None:

@@ -39,6 +39,8 @@ def sizeless():
 
 def wrong():
     return "a model"
+
+made, no_function = bare(), {}
 """
 
 
@@ -228,7 +230,9 @@ def test_function_of_the_working_folder(in_folder: Path) -> None:
     assert spec.notes == ()
     assert not torch.allclose(bare.inputs(1)[0], spec.inputs(1)[0], atol=0.1)
     assert sys.path == path
+    check(load_named(Request("users_own:made")), (32, 32), 5)
     refused(Request("users_own:wrong"), "got: str")
+    refused(Request("users_own:no_function"), "got: dict")
     refused(Request("users_own:sizeless"), "--size HEIGHTxWIDTH", "LVTP103")
     assert load_named(Request("users_own:sizeless", size=(8, 8))).count_classes() == 2
     refused(Request("users_own:nothing"), "nothing")

@@ -209,7 +209,7 @@ def test_input_that_fits_passes_through_untouched() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [([-1, 3, 5], "shape [any, 3, 5]"), ([1, 3, 4], "shape [1, 3, 4]"), ([-1, 3], "shape [any, 3]"),
+    [([-1, 3, 5], "shape [any, 3, 5]"), ([1, 3, 5], "shape [1, 3, 5]"), ([-1, 3], "shape [any, 3]"),
      ([-1, -1, -1, 4], "shape [any, any, any, 4]")],
 )
 def test_another_shape_is_refused(shape: list[int], expected: str) -> None:
@@ -222,6 +222,19 @@ def test_another_shape_is_refused(shape: list[int], expected: str) -> None:
         "  got: shape [2, 3, 4]",
         "  why: the token grid and the position tables were captured for that size",
         "  try: resize the input, or call lvtp_fx.transform again with an example of this size; "
+        "lvtp_fx.BySize(model) does so for every size that it meets",
+    ]
+
+
+def test_another_batch_is_refused_as_such() -> None:
+    with pytest.raises(LvtpError) as refusal:
+        lvtp.check_input(torch.zeros(2, 3, 4), "image", [1, 3, 4], "", torch.float32)
+    assert str(refusal.value).splitlines() == [
+        "LVTP401 input-does-not-fit at input 'image'",
+        "  expected: shape [1, 3, 4]",
+        "  got: shape [2, 3, 4]",
+        "  why: the graph was captured for that batch size, as its report's notes say",
+        "  try: another batch, or call lvtp_fx.transform again with an example of this size; "
         "lvtp_fx.BySize(model) does so for every size that it meets",
     ]
 

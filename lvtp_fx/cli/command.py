@@ -21,15 +21,16 @@ from lvtp_fx.ranks import own_number
 # Of typer, or of click where typer does not bring its own: neither says where it is.
 UsageError: Any = typer.BadParameter.__bases__[0]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a write, which does not say of which file
-FAILED, REFUSED = 1, 2  # exit codes: what was checked does not hold; what was asked for cannot be done
+# Exit codes: what was checked does not hold; what was asked for cannot be done; Ctrl-C, as shells have it.
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A function for typer: parameters that are dataclasses become an option a field, and errors a line and a code.
 
     An `LvtpError`, a file that cannot be read or written, and an ImportError that says what to install are one line on
-    stderr; with `as_json` true, an object with an "error" on stdout as well. Anything else that is raised is a bug, and
-    keeps its traceback.
+    stderr; with `as_json` true, an object with an "error" on stdout as well. Ctrl-C is one line, too. Anything else that
+    is raised is a bug, and keeps its traceback.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
@@ -56,6 +57,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if "pip install" not in str(error):
                 raise
             raise _refused(missing_library(error), as_json) from None
+        except KeyboardInterrupt:
+            if not own_number():
+                typer.echo("stopped before it was done", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -78,7 +83,7 @@ class Commands(TyperGroup):
                 got=error.format_message().rstrip("."), why="nothing is done on a guess", hint=f"{name} --help")
             code = _refused(refusal, "--json" in arguments).exit_code
         except typer.Abort:
-            code = FAILED
+            code = INTERRUPTED
         sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """The command line, `lvtp-fx`.
 
-Exit codes: 0 done; 1 what was checked does not hold (or a bug, with its traceback); 2 refused, or wrong usage.
+Exit codes: 0 done; 1 what was checked does not hold (or a bug, with its traceback); 2 refused, or wrong usage; 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ app = typer.Typer(
     help="Prune the tokens of Vision-Transformer segmenters: without retraining, checked against the dense model.\n\n"
          "A model is named bundled, timm:NAME, torchvision:NAME, hf:FOLDER, by a folder (a checkpoint, or one of "
          "transformers), a .pt2 file, or package.module:function. Nothing is downloaded.\n\n"
-         "Exit codes: 0 done, 1 what was checked does not hold, 2 refused or wrong usage.",
+         "Exit codes: 0 done, 1 what was checked does not hold, 2 refused or wrong usage, 130 stopped.",
 )
 for function in (
     demo.demo, explain.explain, transform.transform, verify.verify, bench.bench, predict.predict, eval.evaluate,

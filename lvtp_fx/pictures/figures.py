@@ -64,8 +64,8 @@ def _remarks(report: Report) -> list[str]:
 
 def _charts(part: SubFigure, report: Report, latency_ms: tuple[float, float] | None) -> None:
     """Tokens on the left; FLOPs, and latency where it is known, on the right."""
-    latency = {"measured": latency_ms or (0.0, 0.0), "expected": (report.latency_ms_dense, report.latency_ms_pruned)}
-    latency = {name: pair for name, pair in latency.items() if pair[0]}
+    known = {"measured": latency_ms, "expected": report.latency_ms}
+    latency = {name: pair for name, pair in known.items() if pair is not None}
     rows = 2 if latency else 1
     panels = part.add_gridspec(rows, 2, width_ratios=(1.6, 1), height_ratios=(2, 1)[:rows])
     part.subplots_adjust(0.14, 0.12, 0.96, 0.8, wspace=0.42, hspace=0.75)

@@ -61,8 +61,9 @@ def blocks(report: Report) -> str:
 def costs(report: Report, latency_ms: tuple[float, float] | None, latency_how: str) -> str:
     """FLOPs and latency, dense against pruned; what was not measured is said, not drawn."""
     figures = [("Whole model", "GFLOPs an image", report.gflops_dense, report.gflops_pruned, ".3f"),
-               ("Encoder", "GFLOPs an image", report.gflops_encoder_dense, report.gflops_encoder_pruned, ".3f"),
-               ("Latency", "expected from a probe, ms", report.latency_ms_dense, report.latency_ms_pruned, ".1f")]
+               ("Encoder", "GFLOPs an image", report.gflops_encoder_dense, report.gflops_encoder_pruned, ".3f")]
+    if report.latency_ms:
+        figures.append(("Latency", "expected from a probe, ms", *report.latency_ms, ".1f"))
     if latency_ms:
         figures.append(("Latency", "measured, median, ms", *latency_ms, ".1f"))
     rows = []

@@ -170,3 +170,8 @@ def test_eval_refuses_what_it_cannot_score(call: Call, folder: Path) -> None:
     Image.fromarray(np.full((40, 56), 9, np.uint8)).save(folder / "set/labels/val/0.png")
     wrong = call("eval", MODEL, "--data", "camvid:set", "--keep-ratio", "0.8", code=2)
     assert "label must be in [0, 5) where it is not ignored, got 9 to 9" in only_line(wrong.stderr)
+    for i in range(4):
+        Image.fromarray(np.full((40, 56), 255, np.uint8)).save(folder / f"set/labels/val/{i}.png")
+    wrong = call("eval", MODEL, "--data", "camvid:set", "--keep-ratio", "0.8", "--json", code=2)
+    assert only_line(wrong.stderr).startswith("LVTP105 bad-example-inputs at camvid:set: expected labels of a class")
+    assert found(wrong)["error"]["got"] == "ignored pixels alone"

@@ -74,6 +74,19 @@ def test_images_of_one_name_are_told_apart_and_the_others_keep_theirs(call: Call
     assert unlabelled(paths).ids == ("0000_x", "0001_x", "0002_0000_x")
 
 
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(call: Call, folder: Path) -> None:
+    (folder / "photos/p1.png").write_bytes((folder / "photos/p1.png").read_bytes()[:60])
+    result = call(*PREDICT, "--keep-ratio", "1", "--json", code=2)
+    value = found(result)
+    assert (value["images"], value["made"]) == (3, 2)
+    assert value["not_read"] == [result.stderr.strip()]
+    assert only_line(result.stderr).startswith("LVTP105 bad-example-inputs at photos/p1.png: expected an image that ")
+    assert sorted(path.name for path in (folder / "maps").iterdir()) == ["p0.png", "p2.png"]
+    again = call(*PREDICT, "--keep-ratio", "1", "--resume", code=2)
+    assert "written: 0 label maps in maps, 2 were there, 1 images cannot be read" in again.stdout
+    assert found(call(*PREDICT, "--keep-ratio", "1", "--limit", "1", "--json"))["not_read"] == []
+
+
 def test_predict_refuses_before_it_works(call: Call, folder: Path) -> None:
     assert "Missing option '--images'" in only_line(call("predict", MODEL, "--out", "maps", code=2).stderr)
     large = call("predict", "users_own:large", "--images", "photos", "--keep-ratio", "0.8", "--out", "maps", code=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lvtp_fx
 from tests.cli.helpers import MODEL, Call, found, only_line
 
 
@@ -63,6 +64,15 @@ def test_wrong_usage_and_unusable_files(call: Call, folder: Path, arguments: tup
 def test_bug_keeps_its_traceback(call: Call) -> None:
     with pytest.raises(ZeroDivisionError):
         call("explain", "users_own:broken")
+
+
+def test_ctrl_c_is_said_and_is_no_failure_of_a_check(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lvtp_fx, "transform", stopped)
+    result = call("predict", MODEL, "--images", "photos", "--out", "maps", code=130)
+    assert only_line(result.stderr) == "stopped before it was done"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
