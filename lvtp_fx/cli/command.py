@@ -29,7 +29,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """A function for typer: parameters that are dataclasses become an option a field, and errors a line and a code.
 
     An `LvtpError`, a file that cannot be read or written, and an ImportError that says what to install are one line on
-    stderr; with `as_json` true, an object with an "error" on stdout as well. Ctrl-C is one line, too. Anything else that
+    stderr; with `as_json` true, an object with an "error" on stdout as well. Ctrl-C is a line, too. Anything else that
     is raised is a bug, and keeps its traceback.
     """
     hints = get_type_hints(function, include_extras=True)
