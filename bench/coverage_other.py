@@ -243,6 +243,19 @@ class SingleColumns(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2)).mT
 
 
+class BatchNorms(Block):
+    """DeepNorm's scale of the stream, norms with fixed statistics over all tokens, what half types need against
+    overflow."""
+
+    def __init__(self) -> None:
+        super().__init__(Attention(fused))
+        self.norm1, self.norm2 = nn.BatchNorm1d(C), nn.BatchNorm1d(C)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (1.5 * x + self.attention(self.norm1(x.flatten(0, 1)).view_as(x))).clamp(-1e4, 1e4)
+        return torch.lerp(x, x - self.mlp(self.norm2(x.mT).mT), 0.9)
+
+
 def fused(_: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -337,6 +350,7 @@ def models() -> list[Model]:
         "a returned attention map": Returning,
         "grouped-query attention": lambda: Linear(lambda: Block(SharedKeys())),
         "1x1 convolutions, repeated keys": lambda: Linear(lambda: Block(SingleColumns())),
+        "batch norms, a scaled and clamped stream": lambda: Linear(BatchNorms),
         "softmax spelled out, dropout": _written(spelt),
         "softmax in another type": _written(wide_softmax),
         "bmm": _written(batched),

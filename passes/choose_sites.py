@@ -36,7 +36,7 @@ class ChooseSites:
         indices = _indices(plan.config.sites, trunk)
         _check_order(plan.config, len(trunk.blocks))
         if not indices:
-            raise _nothing_to_save(trunk)
+            raise _nothing_to_save(trunk, len(plan.misses))
         return replace(plan, sites=tuple(Site(i, count, count) for i in indices))
 
 
@@ -89,12 +89,14 @@ def _check_order(config: Config, depth: int) -> None:
         raise _refusal(config.sites, "blocks in rising order, each once", "each has a keep ratio of its own, in order")
 
 
-def _nothing_to_save(trunk: Trunk) -> LvtpError:
+def _nothing_to_save(trunk: Trunk, others: int) -> LvtpError:
     return LvtpError(
         Code.CUT_UNREACHABLE, where=trunk.blocks[0].attention.path or "the top level",
         expected="an encoder that works on the tokens after its first attention",
-        got=f"{len(trunk.blocks)} attention blocks, all at the end of the residual stream",
-        why="tokens are dropped after an attention, and nothing comes after this one", hint="a deeper encoder",
+        got=f"{len(trunk.blocks)} attention blocks, all at the end of the residual stream"
+        + (f"; {others} more are no part of it" if others else ""),
+        why="tokens are dropped after an attention, and nothing comes after this one",
+        hint="lvtp_fx.explain(model, example_inputs) says why others are not used" if others else "a deeper encoder",
     )
 
 

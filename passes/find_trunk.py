@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -67,7 +68,8 @@ def _self_attentions(plan: Plan) -> tuple[list[AttentionMatch], list[Miss]]:
         if flow.full:
             misses.append(_miss(match, flow.full, 4))
         elif columns is None:
-            misses.append(_miss(match, "its keys are not the tokens of a patch grid (a window, or channels)", 3))
+            misses.append(_miss(match, "its keys are not the tokens of a patch grid (a window, or channels)"
+                                + _lost(plan, match.node), 3))
         elif rows is None:
             misses.append(_miss(match, "its queries are not the tokens of the grid (cross-attention)", 3))
         elif not any(has_kind(axis, Kind.BATCH) for axis in q):
@@ -77,6 +79,21 @@ def _self_attentions(plan: Plan) -> tuple[list[AttentionMatch], list[Miss]]:
         else:
             good.append(match)
     return good, misses
+
+
+def _lost(plan: Plan, node: fx.Node) -> str:
+    """The op without a rule at which the tokens were lost on the way to a node, the last there is, or ""."""
+    seen, queue = {node}, deque([node])
+    while queue:
+        here = queue.popleft()
+        for operand in here.all_input_nodes:
+            if here is not node and grids(plan.labels.get(operand, ())):
+                if "has no rule" in plan.flows[here].full:
+                    return f"; the tokens were lost at {provenance.describe(here)}: {plan.flows[here].full}"
+            elif operand not in seen:
+                seen.add(operand)
+                queue.append(operand)
+    return ""
 
 
 def _miss(match: AttentionMatch, reason: str, near: int) -> Miss:

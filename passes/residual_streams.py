@@ -10,14 +10,15 @@ from torch import fx
 
 from lvtp_fx.passes.axes.flow import tensors
 from lvtp_fx.passes.axes.label import grids, length
+from lvtp_fx.passes.axes.pointwise import is_pointwise
 from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
 aten = torch.ops.aten
-_ADDS = (aten.add.Tensor, aten.addcmul.default)
-# What a residual stream may pass through and still be the same stream.
-_SAME_STREAM = (aten.add.Tensor, aten.layer_norm.default, aten.rms_norm.default, aten.cat.default, aten.concat.default,
+_ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
+# What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
+_SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default, aten.concat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
-                aten.contiguous.default, aten.alias.default, aten.mul.Tensor, aten.div.Tensor)
+                aten.contiguous.default, aten.alias.default)
 
 
 def value_graph(plan: Plan) -> nx.DiGraph:
@@ -59,20 +60,24 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     summed = set(links)
     for base in bases:  # post-norm blocks and the like: the base of the next add is the stream seen through a norm
         node = base
-        while node.target in _SAME_STREAM:
-            operands = [n for n in tensors(node) if is_state(plan, n) and not _is_column(plan, n)]
-            if len(operands) != 1 or (node in summed and node is not base) or \
-                    grid_of(plan, operands[0]) != grid_of(plan, node):
-                break
-            links.add_edge(operands[0], node)
-            node = operands[0]
+        while (seen := _seen_through(plan, node)) and (node is base or node not in summed):
+            links.add_edge(seen, node)
+            node = seen
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     return [sorted(component, key=order.__getitem__) for component in nx.connected_components(links)]
 
 
+def _seen_through(plan: Plan, node: fx.Node) -> fx.Node | None:
+    """The state that this one is, seen through a norm, a scale or the like."""
+    if node.target not in _SAME_STREAM and not is_pointwise(node.target):
+        return None
+    operands = [n for n in tensors(node) if is_state(plan, n) and not _is_column(plan, n)]
+    return operands[0] if len(operands) == 1 and grid_of(plan, operands[0]) == grid_of(plan, node) else None
+
+
 def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(stream, sum) pairs: an add of the stream and of something computed from it, or, where branches run side by
-    side (`x + f(x) + g(x)`), from what it was before the adds that led to it."""
+    """(stream, sum) pairs: an add of the stream and of something computed from it, or from what it was before the adds
+    that led to it (`x + f(x) + g(x)`, where branches run side by side) or before a scale (`2 * x + f(x)`)."""
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     before: dict[fx.Node, fx.Node] = {}
     for node in plan.graph_module.graph.nodes:
@@ -82,9 +87,11 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
         if len(terms) != 2:
             continue
         for stream, term in (terms, terms[::-1]):
-            source = stream if stream is terms[0] else before.get(stream)
+            if node.target is aten.sub.Tensor and stream is not node.args[0]:
+                continue
+            source = stream if stream is terms[0] else before.get(stream) or _seen_through(plan, stream)
             while source is not None and not _reaches(flow, source, term, order):
-                source = before.get(source)
+                source = before.get(source) or _seen_through(plan, source)
             if source is not None:
                 before[node] = stream
                 yield stream, node

@@ -87,6 +87,11 @@ def batched(m: Values, table: torch.Tensor) -> torch.Tensor:
     return table.expand(m.tokens.shape[0], -1, -1)
 
 
+def stats(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Running mean and variance, made of the first two rows."""
+    return table[0].detach(), table[1].detach().abs()
+
+
 # name: (target of the op whose rule is meant, snippet, label of what it returns); # is the batch
 FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     # pointwise
@@ -119,6 +124,13 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "the mean of a norm": (
         aten.native_layer_norm.default, lambda m: aten.native_layer_norm(m.tokens, [C], None, None, 1e-5)[1],
         "# 1+8x6 1"),
+    "batch_norm": (
+        aten._native_batch_norm_legit_no_training.default,
+        lambda m: F.batch_norm(m.grid.mT, *stats(m.pos)), "# 32 8x6"),
+    "batch_norm of all tokens": (
+        aten._native_batch_norm_legit_no_training.default,
+        lambda m: F.batch_norm(m.heads.transpose(1, 2).reshape(-1, C), *stats(m.pos)),
+        "#*1+8x6 32"),
     "softmax": (aten.softmax.int, lambda m: m.tokens.softmax(-1), "# 1+8x6 32"),
     "_softmax": (aten._softmax.default, lambda m: aten._softmax(m.tokens, 2, False), "# 1+8x6 32"),
     "log_softmax": (aten.log_softmax.int, lambda m: m.tokens.log_softmax(-1), "# 1+8x6 32"),
@@ -322,6 +334,9 @@ REFUSED: dict[str, tuple[Any, Snippet, str]] = {
     "einsum of the images": (aten.einsum.default, lambda m: torch.einsum("bnd->nd", m.tokens),
                              "an einsum contracts over the batch"),
     "an image": (aten.select.int, lambda m: m.tokens[0], "one image of the batch is picked"),
+    "batch_norm over tokens": (
+        aten._native_batch_norm_legit_no_training.default,
+        lambda m: F.batch_norm(m.grid, *stats(m.pos.t())), "the tokens are normalised each by itself"),
     "convolution": (
         aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None].expand(-1, -1, 2)),
         "a convolution mixes what lies side by side"),

@@ -34,6 +34,7 @@ PROVED = {  # name: attention blocks
     ("transformers", "EomtForUniversalSegmentation sdpa"): 4,
     ("transformers", "Sapiens2ForSemanticSegmentation sdpa"): 4,
     ("other", "1x1 convolutions, repeated keys"): 4,
+    ("other", "batch norms, a scaled and clamped stream"): 4,
     ("other", "a returned attention map"): 4,
     ("other", "einsum and einops"): 4,
     ("other", "keyword inputs, a dataclass out"): 4,

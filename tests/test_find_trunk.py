@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -383,6 +384,62 @@ def test_a_norm_that_is_written_out_is_still_the_same_stream() -> None:
     dense = captured(model)
     fast = lvtp_fx.transform(dense, keep_ratio=0.7, sites=(0, 1))
     assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
+
+
+class Written(PreNorm):
+    """What a residual connection may look like; `join` is how a branch is added."""
+
+    def __init__(self, join: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+        super().__init__(Attention(fused))
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.join(x, lambda x: self.attention(self.norm1(x)))
+        return self.join(x, lambda x: self.mlp(self.norm2(x)))
+
+
+JOINS: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]] = {
+    "DeepNorm": lambda x, branch: F.layer_norm(1.7 * x + branch(x), (C,)),
+    "DeepNorm, the branch first": lambda x, branch: F.layer_norm(branch(x) + x * 1.7, (C,)),
+    "a scale of both": lambda x, branch: (x + branch(x)) / 2**0.5,
+    "clamp": lambda x, branch: (x + branch(x)).clamp(-10, 10),
+    "nan_to_num": lambda x, branch: torch.nan_to_num(x + branch(x)),
+    "sub": lambda x, branch: x - branch(x),
+    "lerp": lambda x, branch: torch.lerp(x, x + branch(x), 0.9),
+}
+
+
+@pytest.mark.parametrize("join", JOINS.values(), ids=JOINS)
+def test_ways_to_write_a_residual_connection(join: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+    model = randomise(TinyViT([Written(join) for _ in range(3)]), seed=0).eval()
+    assert paths(trunk_of(analyse(model))) == [f"blocks.{i}.attention" for i in range(3)]
+    dense = captured(model)
+    fast = lvtp_fx.transform(dense, keep_ratio=0.7, sites=(0, 1))
+    assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
+
+
+@pytest.mark.parametrize("join", [
+    lambda x, branch: branch(x) - x, lambda x, branch: branch(x) * x, lambda x, branch: torch.maximum(branch(x), x),
+], ids=["the stream is taken away", "a product", "the larger one"])
+def test_what_is_no_residual_connection(join: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+    assert analyse(randomise(TinyViT([Written(join) for _ in range(3)]), seed=0)).trunk is None
+
+
+class Shuffled(PreNorm):
+    """An op that no rule is known of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(torch.cumsum(x, -1).sort(-1)[0])
+        return out
+
+
+def test_the_op_without_a_rule_that_loses_the_tokens_is_named() -> None:
+    plan = analyse(TinyViT([Shuffled(Attention(fused)) for _ in range(2)]))
+    first, second = plan.misses
+    assert first.reason.startswith("its keys are not the tokens of a patch grid (a window, or channels); the tokens "
+                                   "were lost at blocks.0 (node cumsum, test_find_trunk.py:")
+    assert first.reason.endswith("): aten.cumsum.default has no rule")
+    assert second.reason == first.reason  # where they were lost first
 
 
 class TwoStreams(nn.Module):

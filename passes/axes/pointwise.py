@@ -44,6 +44,15 @@ def normalise_last(node: fx.Node, reader: Reader) -> Flow:
     return Flow(out, {x: label}, f"a norm runs over {what}" if what else "")
 
 
+def normalise_channels(node: fx.Node, reader: Reader) -> Flow:
+    """`batch_norm` of a model in eval mode: a scale and a shift for each channel of axis 1."""
+    x = tensors(node)[0]
+    label, (_, *rest) = reader.label(x), node.meta["val"]
+    what = mixed(label[1:2])
+    full = f"{what} are normalised each by itself" if what else ""
+    return Flow((label, *map(reader.unknown, rest)), {x: label}, full)
+
+
 def along(node: fx.Node, reader: Reader) -> Flow:
     """Softmax and the like over one axis, which keeps its length."""
     x = tensors(node)[0]
@@ -96,6 +105,7 @@ RULES: dict[object, Rule] = {
     aten.layer_norm.default: normalise_last,
     aten.native_layer_norm.default: normalise_last,
     aten.rms_norm.default: normalise_last,
+    aten._native_batch_norm_legit_no_training.default: normalise_channels,
     aten.softmax.int: along,
     aten._softmax.default: along,
     aten.log_softmax.int: along,
