@@ -244,15 +244,16 @@ class SingleColumns(nn.Module):
 
 
 class BatchNorms(Block):
-    """DeepNorm's scale of the stream, norms with fixed statistics over all tokens, what half types need against
-    overflow."""
+    """A stream that is scaled, as in DeepNorm, and clamped, as half types need it; norms with fixed statistics."""
 
     def __init__(self) -> None:
         super().__init__(Attention(fused))
         self.norm1, self.norm2 = nn.BatchNorm1d(C), nn.BatchNorm1d(C)
+        for norm in (self.norm1, self.norm2):
+            nn.init.constant_(norm.running_var, 30.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = (1.5 * x + self.attention(self.norm1(x.flatten(0, 1)).view_as(x))).clamp(-1e4, 1e4)
+        x = (0.5 * x + self.attention(self.norm1(x.flatten(0, 1)).view_as(x))).clamp(-1e4, 1e4)
         return torch.lerp(x, x - self.mlp(self.norm2(x.mT).mT), 0.9)
 
 

@@ -16,7 +16,8 @@ import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx import cost, latency
 from lvtp_fx import example_inputs as examples
 from lvtp_fx.batch_axis import batch_size
-from lvtp_fx.capture import Capture, capture, copy_graph
+from lvtp_fx.capture import Capture, capture
+from lvtp_fx.clean_graph import copy_graph
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes import pipeline

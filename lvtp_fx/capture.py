@@ -6,8 +6,6 @@ Sources: `torch.export` (non-strict), `run_decompositions({})`, which makes in-p
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,9 +36,8 @@ from lvtp_fx.capture_refusals import (
     refuse_failing,
     refuse_free_sizes,
 )
-from lvtp_fx.fold_masks import fold_masks
+from lvtp_fx.clean_graph import clean, quiet_copies
 from lvtp_fx.one_image import differs_alone
-from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.twin import left_alone, twin
 from lvtp_fx.unread import leave_out_constants, unread
 
@@ -160,7 +157,7 @@ def _exported(
 def _finish(
     program: ExportedProgram, read: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], note: str
 ) -> Capture:
-    with _quiet_copies():
+    with quiet_copies():
         module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
@@ -170,7 +167,7 @@ def _finish(
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
-    cleaned, names = _clean(module), program.state_dict.keys()
+    cleaned, names = clean(module), program.state_dict.keys()
     leave_out_constants(cleaned, names)
     return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program), read,
                    unread(module, cleaned, names))
@@ -185,44 +182,6 @@ def _thawed(program: ExportedProgram) -> tuple[str, ...]:
         and all(user.target is torch.ops.higher_order.wrap_with_set_grad_enabled and user.args[0] is False
                 for user in node.users)
     )
-
-
-def _clean(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
-    nothing; let views be reshapes, since gathered values have other strides than the captured ones."""
-    graph = copy_graph(module.graph)
-    for node in reversed(graph.nodes):
-        name = str(node.target)
-        if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
-            graph.erase_node(node)
-        elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
-            node.target = aten.reshape.default
-            if _same_shape(node):  # a hook's, or a model's that serves several shapes: it would hide a residual stream
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-    fold_masks(graph)
-    graph.eliminate_dead_code()
-    # A fresh module leaves export's hooks behind; parameters stay the same objects.
-    return fx.GraphModule(module, graph)
-
-
-def _same_shape(node: fx.Node) -> bool:
-    source = node.args[0]
-    return isinstance(source, fx.Node) and same(source.meta["val"].shape, node.meta["val"].shape)
-
-
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A deep copy."""
-    with _quiet_copies():
-        return copy.deepcopy(graph)
-
-
-@contextmanager
-def _quiet_copies() -> Iterator[None]:
-    """torch up to 2.13 warns of its own pytree classes while graphs are copied."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-        yield
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from torch import fx
 
-from lvtp_fx.capture import Capture, copy_graph
+from lvtp_fx.capture import Capture
+from lvtp_fx.clean_graph import copy_graph
 from lvtp_fx.config import Config
 from lvtp_fx.passes.assign_spaces import AssignSpaces
 from lvtp_fx.passes.choose_sites import ChooseSites

@@ -124,6 +124,18 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "the mean of a norm": (
         aten.native_layer_norm.default, lambda m: aten.native_layer_norm(m.tokens, [C], None, None, 1e-5)[1],
         "# 1+8x6 1"),
+    "hardswish": (aten.hardswish.default, lambda m: F.hardswish(m.tokens), "# 1+8x6 32"),
+    "log_sigmoid": (aten.log_sigmoid.default, lambda m: F.logsigmoid(m.tokens), "# 1+8x6 32"),
+    "expit": (aten.special_expit.default, lambda m: torch.special.expit(m.tokens), "# 1+8x6 32"),
+    "rsub": (aten.rsub.Tensor, lambda m: torch.rsub(m.grid, m.pos), "# 8x6 32"),
+    "masked_fill": (aten.masked_fill.Tensor, lambda m: m.grid.masked_fill(m.seen, m.pos[0, 0].detach()), "# 8x6 32"),
+    "floor_divide": (aten.floor_divide.default, lambda m: m.grid // 2, "# 8x6 32"),
+    "prelu": (aten.prelu.default, lambda m: F.prelu(m.tokens, m.pos[:1, 0]), "# 1+8x6 32"),
+    "prelu of channels": (aten.prelu.default, lambda m: F.prelu(m.tokens.mT, m.pos[0]), "# 32 1+8x6"),
+    "another name of a product": (aten.mul.Tensor, lambda m: torch.multiply(m.grid, m.pos), "# 8x6 32"),
+    "another name of a difference": (aten.sub.Tensor, lambda m: torch.subtract(m.grid, m.pos), "# 8x6 32"),
+    "another name of a quotient": (aten.div.Tensor, lambda m: torch.divide(m.grid, m.pos), "# 8x6 32"),
+    "another name of a size": (aten.abs.default, lambda m: torch.absolute(m.grid), "# 8x6 32"),
     "batch_norm": (
         aten._native_batch_norm_legit_no_training.default,
         lambda m: F.batch_norm(m.grid.mT, *stats(m.pos)), "# 32 8x6"),
@@ -336,7 +348,9 @@ REFUSED: dict[str, tuple[Any, Snippet, str]] = {
     "an image": (aten.select.int, lambda m: m.tokens[0], "one image of the batch is picked"),
     "batch_norm over tokens": (
         aten._native_batch_norm_legit_no_training.default,
-        lambda m: F.batch_norm(m.grid, *stats(m.pos.t())), "the tokens are normalised each by itself"),
+        lambda m: F.batch_norm(m.grid, *stats(m.pos.t())), "numbers of their own for the tokens"),
+    "prelu over tokens": (
+        aten.prelu.default, lambda m: F.prelu(m.grid, m.pos[:, 0]), "numbers of their own for the tokens"),
     "convolution": (
         aten.conv1d.default, lambda m: F.conv1d(m.grid.mT, m.wide.t()[..., None].expand(-1, -1, 2)),
         "a convolution mixes what lies side by side"),

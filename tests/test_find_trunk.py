@@ -405,6 +405,7 @@ JOINS: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]] = {
     "clamp": lambda x, branch: (x + branch(x)).clamp(-10, 10),
     "nan_to_num": lambda x, branch: torch.nan_to_num(x + branch(x)),
     "sub": lambda x, branch: x - branch(x),
+    "other names": lambda x, branch: torch.subtract(torch.multiply(x, 1.7), torch.divide(branch(x), 2)),
     "lerp": lambda x, branch: torch.lerp(x, x + branch(x), 0.9),
 }
 

@@ -44,13 +44,13 @@ def normalise_last(node: fx.Node, reader: Reader) -> Flow:
     return Flow(out, {x: label}, f"a norm runs over {what}" if what else "")
 
 
-def normalise_channels(node: fx.Node, reader: Reader) -> Flow:
-    """`batch_norm` of a model in eval mode: a scale and a shift for each channel of axis 1."""
-    x = tensors(node)[0]
-    label, (_, *rest) = reader.label(x), node.meta["val"]
-    what = mixed(label[1:2])
-    full = f"{what} are normalised each by itself" if what else ""
-    return Flow((label, *map(reader.unknown, rest)), {x: label}, full)
+def by_channel(node: fx.Node, reader: Reader) -> Flow:
+    """`batch_norm` of a model in eval mode, `prelu`: numbers for each channel of axis 1, or one for all."""
+    x, numbers, *_ = tensors(node)
+    label, values = reader.label(x), node.meta["val"]
+    what = mixed(label[1:2]) if numbers.meta["val"].numel() > 1 else ""
+    out: Any = (label, *map(reader.unknown, values[1:])) if isinstance(values, (tuple, list)) else label
+    return Flow(out, {x: label}, f"numbers of their own for {what}" if what else "")
 
 
 def along(node: fx.Node, reader: Reader) -> Flow:
@@ -92,7 +92,8 @@ def halve(node: fx.Node, reader: Reader) -> Flow:
 
 # Pointwise, but torch does not tag them so.
 _UNTAGGED = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.__and__.Tensor, aten.__or__.Tensor,
-             aten.polar.default, aten.complex.default)
+             aten.polar.default, aten.complex.default, aten.hardswish.default, aten.log_sigmoid.default,
+             aten.special_expit.default, aten.rsub.Tensor, aten.masked_fill.Tensor, aten.floor_divide.default)
 
 
 def is_pointwise(target: object) -> bool:
@@ -105,7 +106,7 @@ RULES: dict[object, Rule] = {
     aten.layer_norm.default: normalise_last,
     aten.native_layer_norm.default: normalise_last,
     aten.rms_norm.default: normalise_last,
-    aten._native_batch_norm_legit_no_training.default: normalise_channels,
+    **dict.fromkeys((aten._native_batch_norm_legit_no_training.default, aten.prelu.default), by_channel),
     aten.softmax.int: along,
     aten._softmax.default: along,
     aten.log_softmax.int: along,

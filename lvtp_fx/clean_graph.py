@@ -1,0 +1,62 @@
+"""From what torch.export hands over to a graph that is easy to read: no checks, one name an op, no views that change
+nothing."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+
+from lvtp_fx.fold_masks import fold_masks
+from lvtp_fx.passes.attention_scores import same
+
+aten = torch.ops.aten
+_OTHER_NAMES: dict[Any, Any] = {aten.multiply: aten.mul, aten.subtract: aten.sub, aten.divide: aten.div,
+                                aten.true_divide: aten.div, aten.absolute: aten.abs}  # with the same overloads
+
+
+def clean(module: fx.GraphModule) -> fx.GraphModule:
+    """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
+    nothing; let views be reshapes, since gathered values have other strides than the captured ones; give ops that torch
+    has under two names one of them (`torch.multiply` is `mul`)."""
+    graph = copy_graph(module.graph)
+    for node in reversed(graph.nodes):
+        name = str(node.target)
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target.overloadpacket in _OTHER_NAMES:
+            node.target = getattr(_OTHER_NAMES[target.overloadpacket], target._overloadname)
+        if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
+            graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
+            node.target = aten.reshape.default
+            if _same_shape(node):  # a hook's, or a model's that serves several shapes: it would hide a residual stream
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+    fold_masks(graph)
+    graph.eliminate_dead_code()
+    # A fresh module leaves export's hooks behind; parameters stay the same objects.
+    return fx.GraphModule(module, graph)
+
+
+def _same_shape(node: fx.Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, fx.Node) and same(source.meta["val"].shape, node.meta["val"].shape)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A deep copy."""
+    with quiet_copies():
+        return copy.deepcopy(graph)
+
+
+@contextmanager
+def quiet_copies() -> Iterator[None]:
+    """torch up to 2.13 warns of its own pytree classes while graphs are copied."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+        yield
