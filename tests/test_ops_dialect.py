@@ -226,15 +226,16 @@ def test_another_shape_is_refused(shape: list[int], expected: str) -> None:
     ]
 
 
-def test_another_batch_is_refused_as_such() -> None:
+@pytest.mark.parametrize(("shape", "expected"), [([1, 3, 4], "[1, 3, 4]"), ([1, -1, 4], "[1, any, 4]")])
+def test_another_batch_is_refused_as_such(shape: list[int], expected: str) -> None:
     with pytest.raises(LvtpError) as refusal:
-        lvtp.check_input(torch.zeros(2, 3, 4), "image", [1, 3, 4], "", torch.float32)
+        lvtp.check_input(torch.zeros(2, 3, 4), "image", shape, "", torch.float32)
     assert str(refusal.value).splitlines() == [
         "LVTP401 input-does-not-fit at input 'image'",
-        "  expected: shape [1, 3, 4]",
+        f"  expected: shape {expected}",
         "  got: shape [2, 3, 4]",
-        "  why: the graph was captured for that batch size, as its report's notes say",
-        "  try: another batch, or call lvtp_fx.transform again with an example of this size; "
+        "  why: the graph was captured for that first axis: its batch is fixed, as the report's notes say",
+        "  try: pass that many, or call lvtp_fx.transform again with an example of this size; "
         "lvtp_fx.BySize(model) does so for every size that it meets",
     ]
 

@@ -20,13 +20,13 @@ def check_input(x: torch.Tensor, name: str, shape: list[int], device: str, dtype
     got = list(x.shape)
     if len(got) != len(shape) or any(want not in (-1, size) for want, size in zip(shape, got, strict=True)):
         wanted = [("any" if want == -1 else str(want)) for want in shape]
-        batch = got[1:] == shape[1:]
+        first = len(got) == len(shape) and all(w in (-1, s) for w, s in zip(shape[1:], got[1:], strict=True))
         raise LvtpError(
             Code.BAD_INPUT, where=f"input {name!r}", expected=f"shape [{', '.join(wanted)}]", got=f"shape {got}",
-            why="the graph was captured for that batch size, as its report's notes say" if batch
+            why="the graph was captured for that first axis: its batch is fixed, as the report's notes say" if first
             else "the token grid and the position tables were captured for that size",
-            hint=f"{'another batch' if batch else 'resize the input'}, or call lvtp_fx.transform again with an example "
-            "of this size; lvtp_fx.BySize(model) does so for every size that it meets",
+            hint=("pass that many" if first else "resize the input") + ", or call lvtp_fx.transform again with an "
+            "example of this size; lvtp_fx.BySize(model) does so for every size that it meets",
         )
     if x.dtype != dtype and not (x.is_floating_point() and dtype.is_floating_point):
         raise LvtpError(
