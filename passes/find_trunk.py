@@ -13,6 +13,7 @@ from lvtp_fx import provenance
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_axes, token_factor
 from lvtp_fx.passes.find_image import find_image
+from lvtp_fx.passes.label_axes import rule_of
 from lvtp_fx.passes.residual_streams import chains, grid_of, later_streams, other_streams, value_graph
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
@@ -88,8 +89,8 @@ def _lost(plan: Plan, node: fx.Node) -> str:
         here = queue.popleft()
         for operand in here.all_input_nodes:
             if here is not node and grids(plan.labels.get(operand, ())):
-                if "has no rule" in plan.flows[here].full:
-                    return f"; the tokens were lost at {provenance.describe(here)}: {plan.flows[here].full}"
+                if rule_of(here.target) is None and (why := plan.flows[here].full):
+                    return f"; the tokens were lost at {provenance.describe(here)}: {why}"
             elif operand not in seen:
                 seen.add(operand)
                 queue.append(operand)

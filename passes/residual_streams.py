@@ -89,7 +89,7 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
         for stream, term in (terms, terms[::-1]):
             if node.target is aten.sub.Tensor and stream is not node.args[0]:
                 continue
-            source = stream if stream is terms[0] else before.get(stream) or _seen_through(plan, stream)
+            source: fx.Node | None = stream
             while source is not None and not _reaches(flow, source, term, order):
                 source = before.get(source) or _seen_through(plan, source)
             if source is not None:

@@ -88,8 +88,8 @@ def evaluate(
         for part in parts[1:]:
             for meter, other in zip(meters, part, strict=True):
                 meter.add(other)
-        if not meters[0].compared:
-            raise unfit(data or "images", "labels of a class in one pixel at least", "ignored pixels alone")
+        if data is not None and not meters[0].compared:  # without labels every pixel is compared
+            raise unfit(data, "labels of a class in one pixel at least", "ignored pixels alone")
         names = named.class_names or source.data.class_names
         _print(named, cast(lvtp_fx.Report, fast.report), meters, count, data, names, as_json)
 

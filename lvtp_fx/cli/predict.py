@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -65,7 +64,8 @@ def predict(
             if not resume or maps.load(source.ids[i], image) is None:
                 maps.save(source.ids[i], image, run([image]))
                 made += 1
-        made, not_read = sum(ranks.gather(made)), sorted(chain.from_iterable(ranks.gather(not_read)))
+        parts = ranks.gather((made, not_read))
+    made, not_read = sum(done for done, _ in parts), sorted(line for _, lines in parts for line in lines)
     if not ranks.first:
         return
     report = cast(lvtp_fx.Report, fast.report)
