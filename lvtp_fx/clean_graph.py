@@ -7,7 +7,6 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import fx
@@ -16,8 +15,12 @@ from lvtp_fx.fold_masks import fold_masks
 from lvtp_fx.passes.attention_scores import same
 
 aten = torch.ops.aten
-_OTHER_NAMES: dict[Any, Any] = {aten.multiply: aten.mul, aten.subtract: aten.sub, aten.divide: aten.div,
-                                aten.true_divide: aten.div, aten.absolute: aten.abs}  # with the same overloads
+OTHER_NAMES = {  # of ops with the same overloads
+    "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
+    "concat": "cat", "concatenate": "cat", "fix": "trunc", "special_expit": "sigmoid", "special_erf": "erf",
+    "special_exp2": "exp2", "special_expm1": "expm1", "special_log1p": "log1p", "greater": "gt", "greater_equal": "ge",
+    "less": "lt", "less_equal": "le", "not_equal": "ne", "arctan": "atan",
+}
 
 
 def clean(module: fx.GraphModule) -> fx.GraphModule:
@@ -28,8 +31,12 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
     for node in reversed(graph.nodes):
         name = str(node.target)
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and target.overloadpacket in _OTHER_NAMES:
-            node.target = getattr(_OTHER_NAMES[target.overloadpacket], target._overloadname)
+        if isinstance(target, torch._ops.OpOverload) and target._opname in OTHER_NAMES:
+            node.target = getattr(getattr(aten, OTHER_NAMES[target._opname]), target._overloadname)
+        elif target is aten.hstack.default and node.meta["val"].ndim > 1:
+            node.target, node.args = aten.cat.default, (node.args[0], 1)
+        elif target is aten.special_softmax.default:
+            node.target = aten.softmax.int
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):

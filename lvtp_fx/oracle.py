@@ -37,8 +37,11 @@ class Oracle(fx.Interpreter):
         self.left: dict[str, torch.Tensor] = {}
         self.level: dict[str, int] = {}
         self.seen: dict[str, torch.Tensor] = {}
+        self.shown: torch.Tensor | None = None  # [B, N], False where a token is hidden from all
 
     def run_node(self, n: fx.Node) -> Any:
+        if self.record.hides is not None and n.name == self.record.hides.name:
+            self.shown = self._shown(n, self.record.hides)
         if n.name in self.hooks:
             return self._attend(n, self.hooks[n.name])
         result = super().run_node(n)
@@ -87,8 +90,13 @@ class Oracle(fx.Interpreter):
         if self.record.config.reduce == "select":
             return rows(grid, owner)
         # Tokens dropped earlier hold copies, so the plain mean over the grid is the size-weighted one.
-        same = (owner.unsqueeze(1) == owner.unsqueeze(2)).to(torch.promote_types(grid.dtype, torch.float32))
-        return ((same @ grid.to(same.dtype)) / same.sum(-1, keepdim=True)).to(grid.dtype)
+        same = owner.unsqueeze(1) == owner.unsqueeze(2)
+        if self.shown is not None:  # of what is shown; a token that stands for nothing shown stays as it is
+            members = same & self.shown.unsqueeze(1)
+            itself = owner.unsqueeze(2) == torch.arange(owner.shape[1], device=owner.device)
+            same = torch.where(members.any(-1, keepdim=True), members, itself)
+        weight = same.to(torch.promote_types(grid.dtype, torch.float32))
+        return ((weight @ grid.to(weight.dtype)) / weight.sum(-1, keepdim=True)).to(grid.dtype)
 
     def _restore(self, state: StateRecord) -> torch.Tensor:
         now: torch.Tensor = next(value for node, value in self.env.items() if node.name == state.name)
@@ -116,13 +124,32 @@ class Oracle(fx.Interpreter):
         lives = (owner == earlier).unsqueeze(-1)
         return on_grid(now, state, lambda grid: torch.where(lives, grid, entered))
 
+    def _shown(self, n: fx.Node, hook: HookRecord) -> torch.Tensor:
+        """Which grid tokens some query of some head attends to, as far as the mask goes: scores or mask above -5000."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        seen: torch.Tensor = args[0]
+        if n.target is torch.ops.aten.scaled_dot_product_attention.default:
+            mask = args[3] if len(args) > 3 else kwargs["attn_mask"]
+            seen = torch.broadcast_to(mask, (*args[0].shape[:-1], args[1].shape[-2]))
+        seen = seen if seen.dtype == torch.bool else seen > -5000
+        at, outside, inside = hook.batch
+        count = seen.shape[at] // (outside * inside)
+        seen = seen.movedim(at, 0).unflatten(0, (outside, count, inside)).movedim(1, 0).flatten(1, -2).any(1)
+        return seen[:, hook.before : seen.shape[1] - hook.after]
+
     def _attend(self, n: fx.Node, hook: HookRecord) -> torch.Tensor:
         """Attention with dropped keys masked out, then each dropped row copied from its owner."""
         args, named = self.fetch_args_kwargs_from_env(n)
         kwargs = dict(named)
         owner = self.owners[hook.space - 1]
-        size = torch.zeros_like(owner, dtype=torch.float32).scatter_add(1, owner, torch.ones_like(owner).float())
-        bias = size.log() if self.record.config.proportional_attention else torch.where(size > 0, 0.0, -torch.inf)
+        none = torch.zeros_like(owner, dtype=torch.float32)
+        lives = none.scatter(1, owner, 1.0) > 0
+        counted = torch.ones_like(owner, dtype=torch.bool) if self.shown is None else self.shown
+        # A living token that is hidden stands for none: the model's own mask hides it.
+        size = none.scatter_add(1, owner, counted.float()).clamp(min=1)
+        if not self.record.config.proportional_attention:
+            size = torch.ones_like(size)
+        bias = size.log().masked_fill(~lives, -torch.inf)
         bias = torch.nn.functional.pad(bias, (hook.before, hook.after))
         if n.target is torch.ops.aten.scaled_dot_product_attention.default:
             mask = args[3] if len(args) > 3 else kwargs.pop("attn_mask", None)

@@ -59,7 +59,7 @@ class StateRecord:
 
 @dataclass(frozen=True)
 class HookRecord:
-    """One attention in token space `space` > 0: `name` is its softmax or fused node in the captured graph.
+    """One attention in token space `space`: `name` is its softmax or fused node in the captured graph.
 
     Attributes:
         before, after: prefix and suffix tokens of its keys. rows: those of its queries; None where these are no tokens
@@ -104,6 +104,7 @@ class Record:
         reduced: (state, reader) pairs: readers that see the state of a site, or of an entry, after its reduction.
         copied: other values that are read in a larger space than they are computed in.
         grid: (rows, columns).
+        hides: the attention whose mask says which tokens are hidden from all (padding) and count as none; or None.
     """
 
     config: Config
@@ -114,6 +115,7 @@ class Record:
     reduced: frozenset[tuple[str, str]] = frozenset()
     copied: tuple[CopyRecord, ...] = ()
     grid: tuple[int, int] = (0, 0)
+    hides: HookRecord | None = None
 
 
 def mark_inserted(graph: fx.Graph) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import networkx as nx
 from torch import fx
 
 from lvtp_fx import cost, latency
 from lvtp_fx.capture import Capture
-from lvtp_fx.passes.axes.flow import argument
-from lvtp_fx.passes.axes.label import Kind, has_kind, token_factor
-from lvtp_fx.passes.residual_streams import value_graph
+from lvtp_fx.passes.axes.label import token_factor
+from lvtp_fx.passes.hidden_tokens import masks_of_inputs
 from lvtp_fx.plan import Plan
 from lvtp_fx.provenance import describe
 from lvtp_fx.randomness import random_nodes
@@ -56,25 +54,18 @@ def _notes(captured: Capture, plan: Plan) -> Iterator[str]:
                "requires_grad_(False) freezes them")
     if plan.trunk is not None and plan.trunk.image is None:
         yield "no picture of floats enters the patch embedding: edges are not used"
-    if mask := _mask_of_inputs(plan):
-        yield (f"attention is masked by what comes in ({describe(mask)}): tokens are merged as if it were not, so what "
-               "it hides (padding) is mixed into tokens beside it at each site")
+    if plan.trunk is not None and (masks := masks_of_inputs(plan)):
+        every = len(masks) == len(plan.trunk.blocks)
+        yield f"attention is masked by what comes in ({describe(masks[0])}): " + (
+            "tokens that it hides from all (padding) are dropped first, and mixed into no other" if every else
+            "not in all blocks, so tokens are merged as if it were not, and what it hides (padding) is mixed into "
+            "tokens beside it at each site")
     for node in random_nodes(captured.module.graph):
         yield (f"{node.target} at {describe(node)} draws random numbers, also in eval mode: no two runs give "
                "the same, and verify cannot compare them")
     if captured.read:
         yield (f"Python reads the values of {', '.join(captured.read)} in forward: what it does with them is fixed in "
                "the graph")
-
-
-def _mask_of_inputs(plan: Plan) -> fx.Node | None:
-    """The mask of an attention of the encoder that differs from image to image, and is not made of the tokens."""
-    if plan.trunk is None:
-        return None
-    masks = (argument(block.attention.node, 3, "attn_mask") for block in plan.trunk.blocks)
-    return next((mask for mask in masks if isinstance(mask, fx.Node)
-                 and any(has_kind(axis, Kind.BATCH) for axis in plan.labels.get(mask, ()))
-                 and not nx.has_path(value_graph(plan), plan.trunk.states[0], mask)), None)
 
 
 def _blocks(plan: Plan) -> Iterator[BlockReport]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from lvtp_fx.ops.registry import edition
 from lvtp_fx.passes.assign_spaces import births, seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
+from lvtp_fx.passes.hidden_tokens import full_grid, hiding_attention
 from lvtp_fx.passes.reduce_nodes import from_full_grid, reduce_node
-from lvtp_fx.passes.remember import copy_record, ends, hook_records, state_record
+from lvtp_fx.passes.remember import copy_record, ends, hook_record, hook_records, state_record
 from lvtp_fx.passes.restore_nodes import restore_node
 from lvtp_fx.passes.rewrite_sizes import arguments, resized, true_size
-from lvtp_fx.passes.site_nodes import site_nodes
+from lvtp_fx.passes.site_nodes import key_ends, site_mask, site_nodes
 from lvtp_fx.passes.weigh_keys import weigh_keys
 from lvtp_fx.plan import Plan
 from lvtp_fx.record import CopyRecord, Record, SiteRecord
@@ -58,6 +59,7 @@ class _Emitter:
         self.graph = fx.Graph()
         self.to = Coercer(self.graph)
         self.numbers = sites_by_state(plan)
+        self.hiding = hiding_attention(plan)
         self.born = births(plan)
         self.reducible, self.states = plan.reducible, frozenset(plan.states)
         self.entry = {state: stream.states[0] for stream in plan.later for state in stream.states}
@@ -81,7 +83,7 @@ class _Emitter:
             tuple(state_record(self.plan, state, self.base[state].name, self.entry.get(state))
                   for state in self.plan.states),
             tuple(hook_records(self.plan)), frozenset(self.restored), frozenset(self.reduced), tuple(self.copied),
-            self.trunk.grid,
+            self.trunk.grid, hook_record(self.plan, self.hiding) if self.hiding else None,
         )
         return self.graph, record
 
@@ -185,12 +187,15 @@ class _Emitter:
         site = self.plan.sites[number - 1]
         label, entered = self.plan.labels[state], self.base[state]
         stream, _ = self.to.as_tokens(entered, label)
+        attention, config = self.trunk.blocks[site.block].attention, self.plan.config
+        read = partial(self._read, site.block)
+        mask = site_mask(self.plan, attention.node, site.parent, self.to, read)
         if not self.to.spaces:
-            position = self.to.call("positions", stream, site.parent, edition())
-            self.to.spaces.append(SpaceNodes(site.parent, None, None, position, self.to.call("ones", position)))
-        here, config = self.to.spaces[-1], self.plan.config
-        context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), self.to,
-                             lambda value: self._read(value, site.block))
+            self.to.spaces.append(full_grid(self.to, stream, site.parent, mask if self.hiding else None,
+                                            key_ends(self.plan, attention.node)))
+        here = self.to.spaces[-1]
+        context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), mask, self.hiding is not None,
+                             self.to, read)
         choice = Choice(*get(config.strategy).decide(context, config))
         kept, owner = choice[:2]
         reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner)
@@ -198,8 +203,7 @@ class _Emitter:
         size = self.to.call("sizes", here.size, owner, site.kept)
         self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size, choice.supports, choice.shares))
         self.left[state] = (entered, reduced)
-        block = self.trunk.blocks[site.block]
-        self.sites.append(SiteRecord(block.attention.path, state.name, *(node.name if node else "" for node in choice)))
+        self.sites.append(SiteRecord(attention.path, state.name, *(node.name if node else "" for node in choice)))
 
     def _enter(self, state: fx.Node) -> None:
         """A later stream goes on with the tokens that live on behind the last site."""
@@ -209,7 +213,7 @@ class _Emitter:
                               self.to.spaces[0].size, space.kept, space.owner)
         self.left[state] = (self.base[state], reduced)
 
-    def _read(self, value: fx.Node, block: int) -> fx.Node:
+    def _read(self, block: int, value: fx.Node) -> fx.Node:
         """A value as the attention of a block reads it, of the tokens that live there; the attention itself may run on
         the full grid."""
         attention, state = self.trunk.blocks[block].attention.node, self.trunk.blocks[block].state

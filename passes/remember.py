@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from lvtp_fx.passes.axes.label import Kind, Label, has_kind, length, token_axes, token_factor
-from lvtp_fx.plan import Plan
+from lvtp_fx.plan import AttentionMatch, Plan
 from lvtp_fx.provenance import module_path
 from lvtp_fx.record import CopyRecord, HookRecord, StateRecord
 
@@ -25,15 +25,19 @@ def hook_records(plan: Plan) -> Iterator[HookRecord]:
     full grid (from a convolution over it) runs on all tokens, and has none to mask."""
     reducible = plan.reducible
     for match in plan.attentions:
-        if not (match.node in reducible and plan.spaces[match.node]):
-            continue
-        uses = plan.flows[match.node].uses
-        rows, columns = (token_factor(uses[n][-2]) if isinstance(n, fx.Node) and n in uses else None
-                         for n in match.node.args[:2])
-        if columns is not None:
-            yield HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
-                             (rows.before, rows.after) if rows is not None else None,
-                             _batch_place(plan.labels[match.node]))
+        if match.node in reducible and plan.spaces[match.node] and (record := hook_record(plan, match)) is not None:
+            yield record
+
+
+def hook_record(plan: Plan, match: AttentionMatch) -> HookRecord | None:
+    """One attention, or None where its keys are no tokens of the grid."""
+    uses = plan.flows[match.node].uses
+    rows, columns = (token_factor(uses[n][-2]) if isinstance(n, fx.Node) and n in uses else None
+                     for n in match.node.args[:2])
+    if columns is None:
+        return None
+    return HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
+                      (rows.before, rows.after) if rows is not None else None, _batch_place(plan.labels[match.node]))
 
 
 def _batch_place(label: Label) -> tuple[int, int, int]:

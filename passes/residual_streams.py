@@ -16,7 +16,7 @@ from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 aten = torch.ops.aten
 _ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
 # What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
-_SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default, aten.concat.default,
+_SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
                 aten.contiguous.default, aten.alias.default)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,14 +19,36 @@ from lvtp_fx.strategies import SiteNodes
 aten = torch.ops.aten
 
 
+def site_mask(plan: Plan, attention: fx.Node, tokens: int, to: Coercer, read: Callable[[fx.Node], fx.Node]) -> Any:
+    """The mask of an attention of `tokens` grid tokens, broadcastable to [B, H, L, L], or None.
+
+    It is without log sizes: the entropy looks at what the model attends to, not at how much was merged.
+    """
+    q, mask, uses = attention.args[0], argument(attention, 3, "attn_mask"), plan.flows[attention].uses
+    if not isinstance(mask, fx.Node):
+        return None
+    assert isinstance(q, fx.Node)
+    return _mask(to, read(mask), uses[mask], uses[q], tokens)
+
+
+def key_ends(plan: Plan, attention: fx.Node) -> tuple[int, int]:
+    """Prefix and suffix tokens of the keys of an attention of the encoder."""
+    k = attention.args[1]
+    assert isinstance(k, fx.Node)
+    factor = token_factor(plan.flows[attention].uses[k][-2])
+    assert factor is not None
+    return factor.before, factor.after
+
+
 def site_nodes(
-    plan: Plan, index: int, stream: fx.Node, feature_ends: tuple[int, int], image: fx.Node | None, to: Coercer,
-    read: Callable[[fx.Node], fx.Node],
+    plan: Plan, index: int, stream: fx.Node, feature_ends: tuple[int, int], image: fx.Node | None, mask: fx.Node | None,
+    hides: bool, to: Coercer, read: Callable[[fx.Node], fx.Node],
 ) -> SiteNodes:
     """The nodes of site number `index`.
 
     Args:
         stream: [B, L, C], what is about to be reduced, with `feature_ends` prefix and suffix tokens.
+        mask: `site_mask` of the site's attention. hides: whether some tokens have size 0.
         image: the picture that enters the patch embedding, in the new graph.
         read: the new node of a value that the site's attention reads, in the space of that attention.
     """
@@ -37,19 +60,14 @@ def site_nodes(
     (q, q_heads), (k, k_heads) = (_heads(to, read(n), uses[n], tokens) for n in (old_q, old_k))
     if k_heads < q_heads:
         k = _shared(to, k, q_heads // k_heads)
-    mask = argument(attention, 3, "attn_mask")
-    if isinstance(mask, fx.Node):
-        # Without log sizes: the entropy looks at what the model attends to, not at how much was merged.
-        mask = _mask(to, read(mask), uses[mask], uses[old_q], tokens)
-    factor = token_factor(uses[old_q][-2])
-    assert factor is not None
-    ends = (factor.before, factor.after)
+    ends = key_ends(plan, attention)
     told_by_keys = config.feature == "keys" or (config.feature == "auto" and plan.sites[index].block > 0)
     source, source_ends = (k, ends) if told_by_keys else (stream, feature_ends)
     D = length(uses[old_k][-1])
     return SiteNodes(
         q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
-        feature=to.call("features", source, *source_ends, D), N=tokens, position=to.spaces[-1].position, image=image,
+        feature=to.call("features", source, *source_ends, D), N=tokens, position=to.spaces[-1].position,
+        size=to.spaces[-1].size, shown=to.spaces[0].size if hides else None, image=image,
         before=ends[0], after=ends[1], grid=plan.trunk.grid, kept=plan.sites[index].kept, call=to.call,
     )
 

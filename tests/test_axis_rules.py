@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from lvtp_fx.capture import capture
+from lvtp_fx.clean_graph import OTHER_NAMES
 from lvtp_fx.config import Config
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.axes import complex_pairs, contract, pointwise, shape
@@ -126,7 +127,7 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
         "# 1+8x6 1"),
     "hardswish": (aten.hardswish.default, lambda m: F.hardswish(m.tokens), "# 1+8x6 32"),
     "log_sigmoid": (aten.log_sigmoid.default, lambda m: F.logsigmoid(m.tokens), "# 1+8x6 32"),
-    "expit": (aten.special_expit.default, lambda m: torch.special.expit(m.tokens), "# 1+8x6 32"),
+    "another name of a sigmoid": (aten.sigmoid.default, lambda m: torch.special.expit(m.tokens), "# 1+8x6 32"),
     "rsub": (aten.rsub.Tensor, lambda m: torch.rsub(m.grid, m.pos), "# 8x6 32"),
     "masked_fill": (aten.masked_fill.Tensor, lambda m: m.grid.masked_fill(m.seen, m.pos[0, 0].detach()), "# 8x6 32"),
     "floor_divide": (aten.floor_divide.default, lambda m: m.grid // 2, "# 8x6 32"),
@@ -188,9 +189,9 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "prefix and grid are split": (aten.split_with_sizes.default, lambda m: m.tokens.split([1, N], 1)[1], "# 8x6 32"),
     "a suffix is joined": (aten.cat.default, lambda m: torch.cat([m.tokens, m.tokens[:, :1]], 1), "# 1+8x6+1 32"),
     "channels are joined": (
-        aten.concat.default, lambda m: torch.concat([m.grid, m.pos.expand_as(m.grid)], -1), "# 8x6 64"),
-    "concatenate": (
-        aten.concatenate.default, lambda m: torch.concatenate([m.tokens[:, :1], m.tokens], 1), "# 2+8x6 32"),
+        aten.cat.default, lambda m: torch.concat([m.grid, m.pos.expand_as(m.grid)], -1), "# 8x6 64"),
+    "a prefix is stacked": (aten.cat.default, lambda m: torch.hstack([m.tokens[:, :1], m.tokens]), "# 2+8x6 32"),
+    "concatenate": (aten.cat.default, lambda m: torch.concatenate([m.tokens[:, :1], m.tokens], 1), "# 2+8x6 32"),
     "stack": (aten.stack.default, lambda m: torch.stack([m.tokens, m.tokens], 1), "# 2 1+8x6 32"),
     # complex_pairs
     "view_as_complex": (
@@ -519,3 +520,16 @@ def test_what_the_rules_claim_is_true(plan: Plan) -> None:
             if isinstance(one, torch.Tensor):
                 torch.testing.assert_close(got, one, rtol=1e-4, atol=1e-3, msg=lambda m, n=node: f"{n}: {m}")
     assert checked > len(FOLLOWED)
+
+
+@pytest.mark.parametrize(("name", "other"), OTHER_NAMES.items())
+def test_other_names_are_names_of_the_same_function(name: str, other: str) -> None:
+    first, second = getattr(aten, name), getattr(aten, other)
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    for overload in first.overloads():
+        mine, core = getattr(first, overload)._schema, getattr(second, overload)._schema
+        assert str(mine).replace(f"aten::{name}", f"aten::{other}", 1) == str(core)
+    tensors = sum("Tensor" in str(a.type) and a.default_value is None
+                  for a in getattr(first, first.overloads()[0])._schema.arguments)
+    args = ([x, 2 * x],) if other == "cat" else (x, 0.7 * x)[:tensors]
+    assert torch.equal(first(*args), second(*args))

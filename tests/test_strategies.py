@@ -41,6 +41,7 @@ class Site:
     C: int = 12
     mask: bool = False
     image: bool = True
+    padded: bool = False  # whether some tokens are hidden
 
     @property
     def L(self) -> int:
@@ -52,13 +53,17 @@ class Site:
 
     def inputs(self, B: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
         rows, columns = self.grid
+        position = subsets(seed + 3, B, prod(self.grid), self.N)
+        shown = (torch.arange(rows * columns) % columns < max(1, columns - 1)).float().expand(B, -1)
         return {
             "q": normal(seed, B, self.H, self.L, self.D, dtype=torch.float32),
             "k": normal(seed + 1, B, self.H, self.L, self.D, dtype=torch.float32),
             "stream": normal(seed + 2, B, self.L, self.C, dtype=torch.float32),
-            "position": subsets(seed + 3, B, prod(self.grid), self.N),
+            "position": position,
             "image": normal(seed + 4, B, 3, 4 * rows, 4 * columns, dtype=torch.float32),
             "mask": normal(seed + 5, B, 1, self.L, self.L, dtype=torch.float32),
+            "size": shown.gather(1, position) * 2,
+            "shown": shown,
         }
 
     def build(self, strategy: Strategy, config: Config) -> fx.GraphModule:
@@ -73,8 +78,9 @@ class Site:
         nodes = SiteNodes(
             q=given["q"], k=given["k"], mask=given["mask"] if self.mask else None, scale=None,
             stream=given["stream"], feature=call("features", source, self.before, self.after, self.D),
-            position=given["position"], image=given["image"] if self.image else None, before=self.before,
-            after=self.after, grid=self.grid, N=self.N, kept=self.kept, call=call,
+            position=given["position"], size=given["size"], shown=given["shown"] if self.padded else None,
+            image=given["image"] if self.image else None, before=self.before, after=self.after, grid=self.grid,
+            N=self.N, kept=self.kept, call=call,
         )
         graph.output(tuple(node for node in strategy.decide(nodes, config) if node is not None))
         graph.eliminate_dead_code()
@@ -84,7 +90,7 @@ class Site:
 
 SITES = {"plain": Site(), "first": Site(N=30), "masked": Site(mask=True), "no image": Site(image=False),
          "no ends": Site(before=0, after=0), "keep all": Site(kept=22), "keep one": Site(kept=1),
-         "one head": Site(H=1), "one row": Site(grid=(1, 30))}
+         "padded": Site(padded=True), "one head": Site(H=1), "one row": Site(grid=(1, 30))}
 CONFIGS = {"default": Config(), "stream": Config(feature="stream"), "all keys": Config(entropy_keys=1000),
            "one key": Config(entropy_keys=1),
            "low": Config(entropy_direction="low", importance_in_rank=0.3), "shannon": Config(qs=(1.0,)),

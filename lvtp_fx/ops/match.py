@@ -44,6 +44,13 @@ def partners_across(feature: torch.Tensor) -> torch.Tensor:
     return itself.scatter(1, itself[:, ::2], across)
 
 
+@op("partners_shown(Tensor partner, Tensor size) -> Tensor")
+def partners_shown(partner: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Partners [B, N] int64, but of tokens whose partner is hidden (size 0) they themselves."""
+    itself = torch.arange(partner.shape[1], device=partner.device).expand_as(partner)
+    return torch.where(torch.gather(size, 1, partner) > 0, partner, itself)
+
+
 @op("superpixels(Tensor feature, Tensor position, int columns, int reach, int count, int rounds,"
     " float neighbour_weight) -> Tensor")
 def superpixels(

@@ -12,17 +12,30 @@ from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.row_entropy import TINY, row_entropies, scores
 
 
-def standardise(x: torch.Tensor) -> torch.Tensor:
-    """(x - mean) / std over the last axis; zeros where all entries are equal."""
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + TINY)
+def centred(x: torch.Tensor, size: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """x minus its mean over the last axis, and its standard deviation; of the tokens of a `size` above 0 alone, where
+    sizes are given: the others are 0 then, so that what is hidden decides nothing."""
+    if size is None:
+        around = x - x.mean(-1, keepdim=True)
+        return around, around.square().mean(-1, keepdim=True).sqrt()
+    shown = size > 0
+    count = shown.sum(-1, keepdim=True).clamp(min=1)
+    around = x - x.masked_fill(~shown, 0.0).sum(-1, keepdim=True) / count
+    around = around.masked_fill(~shown, 0.0)
+    return around, (around.square().sum(-1, keepdim=True) / count).sqrt()
 
 
-@op("entropy(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, float[] orders, int every)"
-    " -> Tensor")
+def standardise(x: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
+    """(x - mean) / std over the last axis, as of `centred`; zeros where all entries are equal."""
+    around, deviation = centred(x, size)
+    return around / (deviation + TINY)
+
+
+@op("entropy(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, float[] orders, int every,"
+    " Tensor? size=None) -> Tensor")
 def entropy(
     q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None,
-    before: int, after: int, orders: list[float], every: int,
+    before: int, after: int, orders: list[float], every: int, size: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Entropy of each grid token's attention row, standardised per image: [B, N] float32.
 
@@ -37,11 +50,12 @@ def entropy(
         before, after: prefix and suffix tokens, which are attended to, but get no score.
         orders: the q's, > 0.
         every: >= 1.
+        size: [B, N], where tokens are hidden: those of size 0, which get 0 and do not count.
     """
     stacked = row_entropies(q, k, mask, scale, before, after, orders, every)
-    spread = (stacked - stacked.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
+    _, spread = centred(stacked, None if size is None else size.unsqueeze(1))
     dynamic = spread / (spread.sum(1, keepdim=True) + TINY)
-    return standardise((stacked * dynamic).sum(1))
+    return standardise((stacked * dynamic).sum(1), size)
 
 
 @op("received(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, int every) -> Tensor")
@@ -60,12 +74,13 @@ def received(
     return attention.mean((1, 2))[:, before : k.shape[2] - after]
 
 
-@op("edges(Tensor image, int rows, int columns) -> Tensor")
-def edges(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+@op("edges(Tensor image, int rows, int columns, Tensor? size=None) -> Tensor")
+def edges(image: torch.Tensor, rows: int, columns: int, size: torch.Tensor | None = None) -> torch.Tensor:
     """Sobel gradient magnitude, averaged per patch and standardised per image: [B, rows * columns] float32.
 
     Args:
         image: [B, channels, height, width], on any scale; channels are averaged.
+        size: [B, rows * columns], as of `entropy`.
     """
     grey = image.float().mean(1, keepdim=True)
     # The rim, repeated: joined on, since compilers clamp every index of a replicating pad, which costs four times more.
@@ -76,7 +91,7 @@ def edges(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     gx = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
     gy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
     magnitude = (gx * gx + gy * gy + TINY).sqrt()
-    return standardise(F.adaptive_avg_pool2d(magnitude, (rows, columns)).flatten(1))
+    return standardise(F.adaptive_avg_pool2d(magnitude, (rows, columns)).flatten(1), size)
 
 
 @op("blend(Tensor a, Tensor b, float a_weight, float b_weight) -> Tensor")

@@ -39,6 +39,12 @@ def select(priority: torch.Tensor, kept: int) -> torch.Tensor:
     return ascending(descending(priority)[:, :kept], priority.shape[1])
 
 
+@op("hide(Tensor priority, Tensor size) -> Tensor")
+def hide(priority: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """The priority [B, N] with tokens of size 0 last."""
+    return priority.masked_fill(size == 0, -torch.inf)
+
+
 def descending(priority: torch.Tensor) -> torch.Tensor:
     """All tokens, those of the highest priority first: [B, N] int64. Ties go to the earlier one.
 

@@ -11,6 +11,8 @@ from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.row_entropy import additive
 from lvtp_fx.ops.rows import dropped, rows
 
+HIDDEN = -5e3  # of an additive mask: what it lets through lies far above, what it hides far below
+
 
 @op("compose(Tensor outer, Tensor inner) -> Tensor")
 def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
@@ -66,9 +68,27 @@ def ones(position: torch.Tensor) -> torch.Tensor:
     return torch.ones(position.shape, dtype=torch.float32, device=position.device)
 
 
+@op("shown(Tensor mask, Tensor position, int before, int after) -> Tensor")
+def shown(mask: torch.Tensor, position: torch.Tensor, before: int, after: int) -> torch.Tensor:
+    """Size 1 for each token of the full grid that some query attends to, 0 for those that the mask hides from all
+    (padding): [B, N] float32.
+
+    Args:
+        mask: broadcastable to [B, H, L, L], boolean (true: attend) or additive: there a key is hidden up to `HIDDEN`;
+            people write -inf, -1e9 and -1e4, the last perhaps with a small bias.
+        position: [B, N] int64.
+    """
+    seen = mask if mask.dtype == torch.bool else mask > HIDDEN
+    seen = seen[..., before : seen.shape[-1] - after]
+    while seen.ndim < 4:
+        seen = seen.unsqueeze(0)
+    return seen.flatten(1, 2).any(1).to(torch.float32).expand(position.shape)
+
+
 @op("sizes(Tensor size, Tensor owner, int kept) -> Tensor")
 def sizes(size: torch.Tensor, owner: torch.Tensor, kept: int) -> torch.Tensor:
-    """How many tokens of the full grid each kept token stands for: [B, K] float32, from size [B, N]."""
+    """How many tokens of the full grid each kept token stands for, hidden ones left out: [B, K] float32, from size
+    [B, N]."""
     return torch.zeros(size.shape[0], kept, dtype=size.dtype, device=size.device).scatter_add(1, owner, size)
 
 
@@ -76,7 +96,8 @@ def sizes(size: torch.Tensor, owner: torch.Tensor, kept: int) -> torch.Tensor:
 def merge(
     x: torch.Tensor, kept: torch.Tensor, owner: torch.Tensor, size: torch.Tensor, before: int, after: int
 ) -> torch.Tensor:
-    """Each kept token becomes the size-weighted mean of the tokens it owns: [B, before + K + after, C].
+    """Each kept token becomes the size-weighted mean of the tokens it owns: [B, before + K + after, C]. One that owns
+    hidden tokens only (size 0) stays as it is.
 
     Args:
         x: [B, before + N + after, C]. size: [B, N] float32, of the tokens of x.
@@ -87,9 +108,10 @@ def merge(
     grid = x[:, before : x.shape[1] - after]
     lost = dropped(kept, owner.shape[1])  # only these are added up: a scatter costs far more than a gather
     into = torch.gather(owner, 1, lost).unsqueeze(-1).expand(-1, -1, x.shape[2])
-    sums = rows(grid, kept).to(wide) * rows(weight, kept)
+    total = sizes(size, owner, kept.shape[1]).unsqueeze(-1).to(wide)
+    sums = rows(grid, kept).to(wide) * torch.where(total > 0, rows(weight, kept), 1.0)
     sums = sums.scatter_add(1, into, rows(grid, lost).to(wide) * rows(weight, lost))
-    mean = (sums / sizes(size, owner, kept.shape[1]).unsqueeze(-1).to(wide)).to(x.dtype)
+    mean = (sums / total.clamp(min=1)).to(x.dtype)
     if not before and not after:
         return mean
     return torch.cat([x[:, :before], mean, x[:, x.shape[1] - after :]], dim=1)
@@ -99,7 +121,8 @@ def merge(
 def key_bias(
     mask: torch.Tensor | None, size: torch.Tensor, before: int, after: int, batch_dim: int, like: torch.Tensor
 ) -> torch.Tensor:
-    """Proportional attention: log size added to the score of every key; prefix and suffix tokens count once.
+    """Proportional attention: log size added to the score of every key; prefix and suffix tokens count once, and so
+    do hidden tokens (size 0), which the attention's own mask hides.
 
     Args:
         mask: the attention's own mask, boolean or additive, or None.
@@ -109,7 +132,7 @@ def key_bias(
     Returns:
         B along batch_dim, L along the last axis, 1 elsewhere; added to the mask where there is one.
     """
-    bias = size.log()
+    bias = size.clamp(min=1).log()
     if before or after:
         bias = torch.nn.functional.pad(bias, (before, after))
     shape = [1] * like.ndim

@@ -50,6 +50,9 @@ class SiteNodes:
         feature: [B, N, D] what similarity of tokens is measured on.
         N: how many grid tokens live here.
         position: [B, N] int64, places of the living tokens on the full grid.
+        size: [B, N] float32, how many tokens of the full grid each living one stands for; 0 where it is hidden.
+        shown: [B, rows * columns] float32, 0 where a mask of the inputs hides a token of the full grid (padding), else
+            1; None where the model has no such mask.
         image: float [B, channels, height, width] as it enters the patch embedding, or None where there is none.
         before, after: prefix and suffix tokens of the token axis L.
         grid: (rows, columns). kept: how many tokens will live on.
@@ -64,12 +67,19 @@ class SiteNodes:
     feature: fx.Node
     N: int
     position: fx.Node
+    size: fx.Node
+    shown: fx.Node | None
     image: fx.Node | None
     before: int
     after: int
     grid: tuple[int, int]
     kept: int
     call: Callable[..., fx.Node]
+
+    @property
+    def sizes(self) -> tuple[fx.Node, ...]:
+        """`size`, where it says that tokens are hidden: the last argument of ops that leave those out."""
+        return () if self.shown is None else (self.size,)
 
 
 class Choice(NamedTuple):
@@ -105,11 +115,17 @@ class Strategy(Protocol):
 
 def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> Choice:
     """The K tokens of the highest priority [B, N]; the most similar of them, near ones preferred, own the others."""
-    kept = site.call("select", priority, site.kept)
+    kept = site.call("select", hidden_last(site, priority), site.kept)
     if several_supports(config):
         supports, shares = _supports(site, kept, None, config)
         return Choice(kept, site.call("owners_among", supports), supports, shares)
     return Choice(kept, site.call("owners", site.feature, kept, site.position, *_near(site, config)))
+
+
+def hidden_last(site: SiteNodes, priority: fx.Node) -> fx.Node:
+    """The priority [B, N], hidden tokens last: as long as one lives, no other has been dropped, and been merged into
+    it."""
+    return site.call("hide", priority, *site.sizes) if site.sizes else priority
 
 
 def owned(site: SiteNodes, kept: fx.Node, owner: fx.Node, config: Config) -> Choice:

@@ -7,7 +7,7 @@ from torch import fx
 
 from lvtp_fx.config import Config
 from lvtp_fx.ops.nearest import ADDED
-from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, owned, support_flops
+from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, hidden_last, owned, support_flops
 
 ROUNDS = 5  # of the k-means of `Superpixels`
 
@@ -70,5 +70,8 @@ _AFTER_PAIRS = 3.0  # more than cosines differ by
 
 def _decide(site: SiteNodes, partner: fx.Node, unpaired: float, config: Config) -> Choice:
     """The least replaceable tokens live on; each dropped one is merged into its partner."""
-    kept = site.call("select", site.call("pair_rank", site.feature, partner, unpaired), site.kept)
+    if site.sizes:
+        partner = site.call("partners_shown", partner, *site.sizes)
+    priority = hidden_last(site, site.call("pair_rank", site.feature, partner, unpaired))
+    kept = site.call("select", priority, site.kept)
     return owned(site, kept, site.call("owners_of", partner, kept), config)

@@ -8,7 +8,16 @@ import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owned, owner_flops, support_flops
+from lvtp_fx.strategies.base import (
+    Choice,
+    SiteNodes,
+    SiteShape,
+    hidden_last,
+    keep_highest,
+    owned,
+    owner_flops,
+    support_flops,
+)
 
 
 class Shannon:
@@ -60,7 +69,7 @@ class Fused:
     smallest_keep_ratio = 0.0
 
     def decide(self, site: SiteNodes, config: Config) -> Choice:
-        priority = received_node(site, config, first=site.before > 0)
+        priority = hidden_last(site, received_node(site, config, first=site.before > 0))
         kept = site.call("select", priority, site.kept)
         return owned(site, kept, site.call("owners_fused", priority, kept), config)
 
@@ -73,7 +82,7 @@ class Fused:
 def entropy_node(site: SiteNodes, orders: Sequence[float], config: Config) -> fx.Node:
     """Entropy of the attention of each token: [B, N], standardised."""
     return site.call("entropy", site.q, site.k, site.mask, site.scale, site.before, site.after, list(orders),
-                     sample_step(site, config))
+                     sample_step(site, config), *site.sizes)
 
 
 def sample_step(site: SiteNodes, config: Config) -> int:
@@ -99,4 +108,5 @@ def edge_node(site: SiteNodes) -> fx.Node:
     """Sobel edges of each token: [B, N], standardised; zeros where no image enters the model."""
     if site.image is None:
         return site.call("blank", site.position)
-    return site.call("compose", site.call("edges", site.image, *site.grid), site.position)
+    shown = () if site.shown is None else (site.shown,)
+    return site.call("compose", site.call("edges", site.image, *site.grid, *shown), site.position)

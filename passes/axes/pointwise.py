@@ -93,7 +93,7 @@ def halve(node: fx.Node, reader: Reader) -> Flow:
 # Pointwise, but torch does not tag them so.
 _UNTAGGED = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.__and__.Tensor, aten.__or__.Tensor,
              aten.polar.default, aten.complex.default, aten.hardswish.default, aten.log_sigmoid.default,
-             aten.special_expit.default, aten.rsub.Tensor, aten.masked_fill.Tensor, aten.floor_divide.default)
+             aten.rsub.Tensor, aten.masked_fill.Tensor, aten.floor_divide.default)
 
 
 def is_pointwise(target: object) -> bool:

@@ -254,7 +254,7 @@ RULES: dict[object, Rule] = {
     aten.unbind.int: unbind,
     aten.slice.Tensor: slice_,
     **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default), split),
-    **dict.fromkeys((aten.cat.default, aten.concat.default, aten.concatenate.default), cat),
+    aten.cat.default: cat,
     aten.stack.default: stack,
     aten.im2col.default: unfold,
 }
