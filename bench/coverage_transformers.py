@@ -68,6 +68,20 @@ def _zoe() -> Any:
                              patch_transformer_num_attention_heads=2, **NECK)
 
 
+def _detr(config: type = hf.DetrConfig) -> Any:
+    resnet = hf.ResNetConfig(embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], **BACKBONE)
+    return config(backbone_config=resnet, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
+                  d_model=128, encoder_layers=4, encoder_attention_heads=8, encoder_ffn_dim=256, decoder_layers=2,
+                  decoder_attention_heads=8, decoder_ffn_dim=256, num_queries=10)
+
+
+def _padding(batch: int, _: torch.Generator) -> torch.Tensor:
+    """[B, 256, 256] int64: the first picture fills the canvas, the others a part of it."""
+    held = 256 - 48 * (torch.arange(batch) % 4)
+    rows = torch.arange(256) < held[:, None]
+    return (rows[:, :, None] & (torch.arange(256) < 200)[None, None]).long() | (held == 256)[:, None, None].long()
+
+
 def _eomt() -> Any:
     return hf.EomtConfig(**RATIO_IMAGE, **QUERIES)
 
@@ -128,6 +142,12 @@ ZOO: dict[str, tuple[str, Callable[[], Any], Callable[[int], dict[str, Any]], fl
         "CLIPSegForImageSegmentation", _clipseg, _pictures(input_ids=_words), 0.02),
     "YolosForObjectDetection": ("YolosForObjectDetection", lambda: hf.YolosConfig(
         **{**IMAGE, "image_size": [128, 128]}, num_detection_tokens=10), _pictures(), 0.2),
+    "DetrForSegmentation": ("DetrForSegmentation", _detr, _pictures(256), 0.02),
+    "DetrForSegmentation, pixel_mask": (
+        "DetrForSegmentation", _detr, _pictures(256, pixel_mask=_padding), 0.02),
+    "ConditionalDetrForSegmentation, pixel_mask": (
+        "ConditionalDetrForSegmentation", lambda: _detr(hf.ConditionalDetrConfig),
+        _pictures(256, pixel_mask=_padding), 0.02),
     "Sapiens2ForSemanticSegmentation": ("Sapiens2ForSemanticSegmentation", lambda: hf.Sapiens2Config(
         **{**IMAGE, "num_attention_heads": 4}, num_key_value_attention_heads=2, num_first_full_attention_layers=1,
         num_last_full_attention_layers=1, num_register_tokens=2,
