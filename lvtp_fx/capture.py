@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.utils import _pytree as pytree
 
+from lvtp_fx.assigned import noting_assigned
 from lvtp_fx.batch_axis import (
     BATCH_STAND_IN,
     at_least_two,
@@ -57,6 +58,7 @@ class Capture:
         note: why the batch size is fixed, or "".
         thawed: parameters that `torch.no_grad()` keeps from training in the model, and nothing does in the graph.
         read: buffers whose values Python asked for; what it then did is fixed in the graph.
+        assigned: attributes of the model that forward assigns tensors to, which the graph does not, `self.last_map`.
         unread: the model's parameters and buffers that the graph does not read, by name.
         repeated: the example was one image, which was repeated.
     """
@@ -68,6 +70,7 @@ class Capture:
     note: str = ""
     thawed: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
+    assigned: tuple[str, ...] = ()
     unread: dict[str, torch.Tensor] = field(default_factory=dict)
     repeated: bool = False
 
@@ -75,6 +78,14 @@ class Capture:
     def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example inputs at the batch size that they were given in."""
         return first_image(self.args, self.kwargs) if self.repeated else (self.args, self.kwargs)
+
+
+class Exported(NamedTuple):
+    """A program, and `read` and `assigned` of `Capture`."""
+
+    program: ExportedProgram
+    read: tuple[str, ...] = ()
+    assigned: tuple[str, ...] = ()
 
 
 def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
@@ -86,27 +97,27 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
     """
     if isinstance(model, ExportedProgram):
         refuse_free_sizes(model)
-        return _finish(model, (), args, kwargs, "")
+        return _finish(Exported(model), args, kwargs, "")
     check_devices(model)
     args, kwargs = normal(args, kwargs)
     with TRACING, plain_modes(args, kwargs):
         wide = at_least_two(args, kwargs)
         copied = _twin(model)
         try:
-            program, read = _exported(copied, *wide, dynamic=True)
-            free = _finish(program, read, *wide, "")
+            found = _exported(copied, *wide, dynamic=True)
+            free = _finish(found, *wide, "")
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
-            note = _why_fixed(program, free, _twin(model), args, kwargs)
+            note = _why_fixed(found.program, free, _twin(model), args, kwargs)
             if not note:
                 return replace(free, repeated=batch_size(args, kwargs) == 1)
         try:
-            program, read = _exported(_twin(model), args, kwargs, dynamic=False)
+            found = _exported(_twin(model), args, kwargs, dynamic=False)
         except Exception as error:
             refuse_failing(_twin(model), args, kwargs)
             raise cannot_capture(model, error) from error
-        return _finish(program, read, args, kwargs, note)
+        return _finish(found, args, kwargs, note)
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -145,18 +156,15 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *,
     return export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
 
 
-def _exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool
-) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """`exported`, of a twin, and the buffers whose values Python asked for."""
-    with quiet_failure(), left_alone(model), reading_buffers(model) as reads:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> Exported:
+    """Of a twin."""
+    with quiet_failure(), left_alone(model), reading_buffers(model) as reads, noting_assigned() as assigned:
         program = exported(model, args, kwargs, dynamic=dynamic)
-    return program, tuple(sorted(reads.read))
+    return Exported(program, tuple(sorted(reads.read)), tuple(assigned))
 
 
-def _finish(
-    program: ExportedProgram, read: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], note: str
-) -> Capture:
+def _finish(found: Exported, args: tuple[Any, ...], kwargs: dict[str, Any], note: str) -> Capture:
+    program = found.program
     with quiet_copies():
         module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
@@ -169,8 +177,8 @@ def _finish(
         note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
     cleaned, names = clean(module), program.state_dict.keys()
     leave_out_constants(cleaned, names)
-    return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program), read,
-                   unread(module, cleaned, names))
+    return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program),
+                   found.read, found.assigned, unread(module, cleaned, names))
 
 
 def _thawed(program: ExportedProgram) -> tuple[str, ...]:

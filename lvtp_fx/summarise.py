@@ -66,6 +66,9 @@ def _notes(captured: Capture, plan: Plan) -> Iterator[str]:
     if captured.read:
         yield (f"Python reads the values of {', '.join(captured.read)} in forward: what it does with them is fixed in "
                "the graph")
+    if captured.assigned:
+        yield (f"forward assigns tensors to {', '.join(captured.assigned)}: the graph does not, and who reads them "
+               "later finds what was there before")
 
 
 def _blocks(plan: Plan) -> Iterator[BlockReport]:

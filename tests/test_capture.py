@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 import pytest
@@ -114,3 +115,48 @@ def test_tokens_of_one_image_in_several_sequences_are_left_alone() -> None:
     model = randomise(SplitBatch([PreNorm(Attention(fused)) for _ in range(2)]), 0)
     with pytest.raises(lvtp_fx.LvtpError, match="LVTP102"):
         lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
+
+
+class Remembers(nn.Module):
+    """Keeps what it computed last, as people do who want to look at it later."""
+
+    def __init__(self, several: bool) -> None:
+        super().__init__()
+        self.vit, self.several = vit(fused), several
+        self.last: torch.Tensor | None = None
+        self.all: list[torch.Tensor] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.last = self.vit(image)
+        if self.several:
+            self.all.append(self.last)
+        return self.last
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_forward_assigns_is_told_in_the_report(several: bool) -> None:
+    model = Remembers(several).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own words would advise to register a buffer
+        fast = lvtp_fx.transform(model, (picture(),), keep_ratio=0.5)
+    names = "self.all[0], self.last" if several else "self.last"
+    assert fast.report.notes == (
+        f"forward assigns tensors to {names}: the graph does not, and who reads them later finds what was there "
+        "before",)
+    assert model.last is None
+    assert model.all == []
+
+
+def test_other_warnings_of_a_model_are_heard() -> None:
+    class Warns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = vit(fused)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            warnings.warn("an old name", FutureWarning, stacklevel=2)
+            out: torch.Tensor = self.vit(image)
+            return out
+
+    with pytest.warns(FutureWarning, match="an old name"):
+        capture(Warns().eval(), (picture(),), {})
