@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.fold_masks import fold_masks
+from lvtp_fx.join_writes import join_writes
 from lvtp_fx.passes.attention_scores import same
 
 aten = torch.ops.aten
@@ -25,18 +26,21 @@ OTHER_NAMES = {  # of ops with the same overloads
 
 def clean(module: fx.GraphModule) -> fx.GraphModule:
     """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
-    nothing; let views be reshapes, since gathered values have other strides than the captured ones; give ops that torch
-    has under two names one of them (`torch.multiply` is `mul`)."""
+    nothing; let views be reshapes, since gathered values have other strides than the captured ones, and writes into
+    parts joins; give ops that torch has under two names one of them (`torch.multiply` is `mul`)."""
     graph = copy_graph(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and target._opname in OTHER_NAMES:
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and \
+                target._opname in OTHER_NAMES:
             node.target = getattr(getattr(aten, OTHER_NAMES[target._opname]), target._overloadname)
         elif target is aten.hstack.default and node.meta["val"].ndim > 1:
             node.target, node.args = aten.cat.default, (node.args[0], 1)
         elif target is aten.special_softmax.default:
             node.target = aten.softmax.int
+        elif target is aten.type_as.default:  # of the other tensor nothing is read but its type
+            node.target, node.args = aten.to.dtype, (node.args[0], node.meta["val"].dtype)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
@@ -44,6 +48,7 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
             if _same_shape(node):  # a hook's, or a model's that serves several shapes: it would hide a residual stream
                 node.replace_all_uses_with(node.args[0])
                 graph.erase_node(node)
+    join_writes(graph)
     fold_masks(graph)
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.

@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -160,23 +160,31 @@ def _grid_tokens(plan: Plan) -> int:
 
 
 def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> float:
-    """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done.
+    """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done, unless a shape depends
+    on values (`mask[torch.where(...)]`).
 
     The fused attention of the CPU counts as that of a GPU does; FlopCounterMode itself takes it for free.
 
     Raises:
         LvtpError: LVTP101 for an op that cannot run under it (flex_attention).
     """
-    with TRACING, FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        fake_args, fake_kwargs = pytree.tree_map(
-            lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs))
-        )
-        with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_ATTENTION, _attention_flops)) as counter:
-            try:
-                module(*fake_args, **fake_kwargs)
-            except (TypeError, NotImplementedError) as error:
-                raise _no_count(module, error) from error
-    return float(counter.get_total_flops()) / batch
+    with TRACING, torch.no_grad():
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fake_args, fake_kwargs = pytree.tree_map(
+                    lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs)))
+                return _counted(module, fake_args, fake_kwargs) / batch
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            return _counted(module, args, kwargs) / batch
+
+
+def _counted(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_ATTENTION, _attention_flops)) as counter:
+        try:
+            module(*args, **kwargs)
+        except (TypeError, NotImplementedError) as error:
+            raise _no_count(module, error) from error
+    return float(counter.get_total_flops())
 
 
 def _no_count(module: torch.nn.Module, error: Exception) -> LvtpError:

@@ -20,10 +20,13 @@ class Oracle(fx.Interpreter):
     """Interprets a captured graph under given decisions.
 
     Attributes:
+        shown: [B, N], False where a token is hidden from all; None where no mask hides any.
         seen: the residual stream at each state, all tokens, by name, for comparison with the pruned graph.
     """
 
-    def __init__(self, captured: fx.GraphModule, record: Record, decided: list[Decision]) -> None:
+    def __init__(
+        self, captured: fx.GraphModule, record: Record, decided: list[Decision], shown: torch.Tensor | None = None
+    ) -> None:
         super().__init__(captured)
         self.record = record
         self.owners = [d.owner for d in decided]  # [B, N] each, on the full grid
@@ -37,11 +40,9 @@ class Oracle(fx.Interpreter):
         self.left: dict[str, torch.Tensor] = {}
         self.level: dict[str, int] = {}
         self.seen: dict[str, torch.Tensor] = {}
-        self.shown: torch.Tensor | None = None  # [B, N], False where a token is hidden from all
+        self.shown = shown
 
     def run_node(self, n: fx.Node) -> Any:
-        if self.record.hides is not None and n.name == self.record.hides.name:
-            self.shown = self._shown(n, self.record.hides)
         if n.name in self.hooks:
             return self._attend(n, self.hooks[n.name])
         result = super().run_node(n)
@@ -123,19 +124,6 @@ class Oracle(fx.Interpreter):
             earlier = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
         lives = (owner == earlier).unsqueeze(-1)
         return on_grid(now, state, lambda grid: torch.where(lives, grid, entered))
-
-    def _shown(self, n: fx.Node, hook: HookRecord) -> torch.Tensor:
-        """Which grid tokens some query of some head attends to, as far as the mask goes: scores or mask above -5000."""
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        seen: torch.Tensor = args[0]
-        if n.target is torch.ops.aten.scaled_dot_product_attention.default:
-            mask = args[3] if len(args) > 3 else kwargs["attn_mask"]
-            seen = torch.broadcast_to(mask, (*args[0].shape[:-1], args[1].shape[-2]))
-        seen = seen if seen.dtype == torch.bool else seen > -5000
-        at, outside, inside = hook.batch
-        count = seen.shape[at] // (outside * inside)
-        seen = seen.movedim(at, 0).unflatten(0, (outside, count, inside)).movedim(1, 0).flatten(1, -2).any(1)
-        return seen[:, hook.before : seen.shape[1] - hook.after]
 
     def _attend(self, n: fx.Node, hook: HookRecord) -> torch.Tensor:
         """Attention with dropped keys masked out, then each dropped row copied from its owner."""

@@ -104,7 +104,7 @@ class Record:
         reduced: (state, reader) pairs: readers that see the state of a site, or of an entry, after its reduction.
         copied: other values that are read in a larger space than they are computed in.
         grid: (rows, columns).
-        hides: the attention whose mask says which tokens are hidden from all (padding) and count as none; or None.
+        hides: the attentions whose masks say which tokens are hidden from all (padding), and count as none.
     """
 
     config: Config
@@ -115,7 +115,7 @@ class Record:
     reduced: frozenset[tuple[str, str]] = frozenset()
     copied: tuple[CopyRecord, ...] = ()
     grid: tuple[int, int] = (0, 0)
-    hides: HookRecord | None = None
+    hides: tuple[HookRecord, ...] = ()
 
 
 def mark_inserted(graph: fx.Graph) -> None:

@@ -10,7 +10,7 @@ from torch import fx
 from lvtp_fx import cost, latency
 from lvtp_fx.capture import Capture
 from lvtp_fx.passes.axes.label import token_factor
-from lvtp_fx.passes.hidden_tokens import masks_of_inputs
+from lvtp_fx.passes.hidden_tokens import find_hiding
 from lvtp_fx.plan import Plan
 from lvtp_fx.provenance import describe
 from lvtp_fx.randomness import random_nodes
@@ -54,12 +54,12 @@ def _notes(captured: Capture, plan: Plan) -> Iterator[str]:
                "requires_grad_(False) freezes them")
     if plan.trunk is not None and plan.trunk.image is None:
         yield "no picture of floats enters the patch embedding: edges are not used"
-    if plan.trunk is not None and (masks := masks_of_inputs(plan)):
-        every = len(masks) == len(plan.trunk.blocks)
-        yield f"attention is masked by what comes in ({describe(masks[0])}): " + (
-            "tokens that it hides from all (padding) are dropped first, and mixed into no other" if every else
-            "not in all blocks, so tokens are merged as if it were not, and what it hides (padding) is mixed into "
-            "tokens beside it at each site")
+    hiding = find_hiding(plan)
+    if hiding.first is not None:
+        yield f"attention is masked by what comes in ({describe(hiding.first)}): " + (
+            "tokens that are hidden from all (padding) are dropped first, and mixed into no other" if hiding.attentions
+            else "not all that read the tokens are, so these are merged as if none were, and what is hidden (padding) "
+            "is mixed into tokens beside it at each site")
     for node in random_nodes(captured.module.graph):
         yield (f"{node.target} at {describe(node)} draws random numbers, also in eval mode: no two runs give "
                "the same, and verify cannot compare them")

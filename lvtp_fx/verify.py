@@ -16,6 +16,7 @@ from lvtp_fx.capture import Capture, plain_modes
 from lvtp_fx.decisions import Decision, observe, original
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.oracle import Oracle, rows
+from lvtp_fx.oracle_padding import Shown
 from lvtp_fx.provenance import describe
 from lvtp_fx.randomness import random_nodes
 from lvtp_fx.record import StateRecord
@@ -76,7 +77,12 @@ def verify(
                 got="another graph", why="the oracle runs the original graph",
                 hint="pass the same model and image size",
             )
-        oracle = Oracle(captured, record, decided)
+        shown = None
+        if record.hides:
+            looking = Shown(captured, record.hides)
+            run_flat(looking, captured, args, kwargs)
+            shown = looking.shown
+        oracle = Oracle(captured, record, decided, shown)
         expected = run_flat(oracle, captured, args, kwargs)
     _refuse_nan(expected)
     errors: dict[str, float] = {}

@@ -16,7 +16,7 @@ from lvtp_fx.passes.axes.flow import argument
 aten = torch.ops.aten
 
 # They change no value in eval mode.
-TRANSPARENT = (aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.clone.default,
+TRANSPARENT = (aten.to.dtype, aten._to_copy.default, aten.clone.default,
                aten.contiguous.default, aten.dropout.default, aten.alias.default, aten.detach.default)
 VIEWS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 _SCALES = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)

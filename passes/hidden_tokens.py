@@ -1,4 +1,4 @@
-"""Tokens that a mask of the inputs hides (padding): they are dropped first, and mixed into no other.
+"""Tokens that masks of the inputs hide from all (padding): they are dropped first, and mixed into no other.
 
     before                      after
     mask = unsqueeze(seen)      size = lvtp.shown(mask, positions)        1 a token, 0 where it is hidden
@@ -8,48 +8,118 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import reduce
+
 import networkx as nx
+import torch
 from torch import fx
 
 from lvtp_fx.ops.registry import edition
 from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.passes.axes.label import token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
 from lvtp_fx.passes.residual_streams import value_graph
 from lvtp_fx.plan import AttentionMatch, Plan
 
+aten = torch.ops.aten
 
-def masks_of_inputs(plan: Plan) -> tuple[fx.Node, ...]:
-    """The masks of the encoder's attentions, in order, that come in with the images and are not made of the tokens."""
+
+@dataclass(frozen=True)
+class Hiding:
+    """Who hides tokens.
+
+    Attributes:
+        first: the first mask that comes in with the images, or None.
+        attentions: one for each different mask, where all attentions that read the tokens have one; else none: what one
+            hides another reads.
+    """
+
+    first: fx.Node | None = None
+    attentions: tuple[AttentionMatch, ...] = ()
+
+
+def find_hiding(plan: Plan) -> Hiding:
+    """Of the attentions over the tokens, in the encoder and in later streams that are reduced."""
+    if plan.trunk is None:
+        return Hiding()
+    given, alike = _of_inputs(plan), _Alike()
+    masks = {a: argument(a.node, 3, "attn_mask") for a in plan.attentions if _reads_tokens(plan, a)}
+    first = next((mask for mask in masks.values() if mask in given), None)
+    if any(mask not in given or not _before(mask).isdisjoint(plan.trunk.members) for mask in masks.values()):
+        return Hiding(first)
+    different = {alike.number(mask): attention for attention, mask in reversed(masks.items())}
+    return Hiding(first, tuple(reversed(different.values())))
+
+
+def compute_early(plan: Plan, hiding: Hiding) -> None:
+    """Move what makes the masks to the front of the tokens' stream, where the first site needs all of them."""
     assert plan.trunk is not None
-    given = _after_inputs(plan)
-    masks = (argument(block.attention.node, 3, "attn_mask") for block in plan.trunk.blocks)
-    return tuple(mask for mask in masks if mask in given)
+    order = {node: i for i, node in enumerate(plan.graph_module.graph.nodes)}
+    start = plan.trunk.states[0]
+    masks = [argument(attention.node, 3, "attn_mask") for attention in hiding.attentions]
+    for node in sorted(set().union(*(_before(mask) for mask in masks)), key=order.__getitem__):
+        if order[node] > order[start]:
+            start.prepend(node)
 
 
-def hiding_attention(plan: Plan) -> AttentionMatch | None:
-    """The attention of the first site, where each block has such a mask. Where some have none, what one block hides
-    another one reads."""
-    if plan.trunk is None or not plan.sites or len(masks_of_inputs(plan)) < len(plan.trunk.blocks):
-        return None
-    return plan.trunk.blocks[plan.sites[0].block].attention
-
-
-def full_grid(to: Coercer, stream: fx.Node, tokens: int, mask: fx.Node | None, ends: tuple[int, int]) -> SpaceNodes:
+def full_grid(
+    to: Coercer, stream: fx.Node, tokens: int, masks: list[tuple[fx.Node, tuple[int, int]]]
+) -> SpaceNodes:
     """The space of all tokens.
 
     Args:
-        stream: a value with the batch in front. mask: [B or 1, H or 1, L or 1, L] of the attention that hides some of
-            them, or None; its keys have `ends` prefix and suffix tokens.
+        stream: a value with the batch in front.
+        masks: of the attentions that hide some, broadcastable to [B, H, L, L], with the prefix and suffix tokens of
+            their keys.
     """
     position = to.call("positions", stream, tokens, edition())
-    size = to.call("ones", position) if mask is None else to.call("shown", mask, position, *ends)
+    shown = [to.call("shown", mask, position, *ends) for mask, ends in masks] or [to.call("ones", position)]
+    size = reduce(lambda a, b: to.graph.call_function(aten.maximum.default, (a, b)), shown)
     return SpaceNodes(tokens, None, None, position, size)
 
 
-def _after_inputs(plan: Plan) -> set[fx.Node]:
+def _reads_tokens(plan: Plan, attention: AttentionMatch) -> bool:
+    """Whether it may run on fewer tokens, and its keys are some."""
+    assert plan.trunk is not None
+    k, uses = attention.node.args[1], plan.flows[attention.node].uses
+    if attention.node not in plan.reducible or not isinstance(k, fx.Node) or k not in uses:
+        return False
+    factor = token_factor(uses[k][-2])
+    return factor is not None and factor.grid == plan.trunk.grid
+
+
+def _of_inputs(plan: Plan) -> set[fx.Node]:
     """What is computed from the values of inputs, but not from the tokens."""
     assert plan.trunk is not None
     flow = value_graph(plan)
     found: set[fx.Node] = {node for node in flow if node.op == "placeholder"}
     found.update(*[nx.descendants(flow, node) for node in found])
     return found.difference(nx.descendants(flow, plan.trunk.states[0]))
+
+
+def _before(value: fx.Node) -> set[fx.Node]:
+    """A value and all that it is computed from, sizes too."""
+    found, waiting = {value}, [value]
+    while waiting:
+        new = [n for n in waiting.pop().all_input_nodes if n not in found]
+        found.update(new)
+        waiting += new
+    return found
+
+
+class _Alike:
+    """Numbers values; those that are computed alike get the same: each layer may make the mask for itself."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._known: dict[fx.Node, int] = {}
+
+    def number(self, node: fx.Node) -> int:
+        if node not in self._known:
+            text = node.name
+            if node.op == "call_function":
+                operands = fx.map_arg((node.args, node.kwargs), lambda n: f"%{self.number(n)}")
+                text = f"{node.target}{operands}"
+            self._known[node] = self._numbers.setdefault(text, len(self._numbers))
+        return self._known[node]

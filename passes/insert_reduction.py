@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from lvtp_fx.passes.assign_spaces import births, seen, sites_by_state
 from lvtp_fx.passes.axes.flow import Flow
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, plain, token_axes
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
-from lvtp_fx.passes.hidden_tokens import full_grid, hiding_attention
+from lvtp_fx.passes.hidden_tokens import compute_early, find_hiding, full_grid
 from lvtp_fx.passes.reduce_nodes import from_full_grid, reduce_node
 from lvtp_fx.passes.remember import copy_record, ends, hook_record, hook_records, state_record
 from lvtp_fx.passes.restore_nodes import restore_node
@@ -59,7 +60,8 @@ class _Emitter:
         self.graph = fx.Graph()
         self.to = Coercer(self.graph)
         self.numbers = sites_by_state(plan)
-        self.hiding = hiding_attention(plan)
+        self.hiding = find_hiding(plan)
+        compute_early(plan, self.hiding)
         self.born = births(plan)
         self.reducible, self.states = plan.reducible, frozenset(plan.states)
         self.entry = {state: stream.states[0] for stream in plan.later for state in stream.states}
@@ -83,7 +85,7 @@ class _Emitter:
             tuple(state_record(self.plan, state, self.base[state].name, self.entry.get(state))
                   for state in self.plan.states),
             tuple(hook_records(self.plan)), frozenset(self.restored), frozenset(self.reduced), tuple(self.copied),
-            self.trunk.grid, hook_record(self.plan, self.hiding) if self.hiding else None,
+            self.trunk.grid, tuple(hook_record(self.plan, attention) for attention in self.hiding.attentions),
         )
         return self.graph, record
 
@@ -188,14 +190,11 @@ class _Emitter:
         label, entered = self.plan.labels[state], self.base[state]
         stream, _ = self.to.as_tokens(entered, label)
         attention, config = self.trunk.blocks[site.block].attention, self.plan.config
-        read = partial(self._read, site.block)
-        mask = site_mask(self.plan, attention.node, site.parent, self.to, read)
         if not self.to.spaces:
-            self.to.spaces.append(full_grid(self.to, stream, site.parent, mask if self.hiding else None,
-                                            key_ends(self.plan, attention.node)))
+            self.to.spaces.append(full_grid(self.to, stream, site.parent, list(self._hiding_masks(site.parent))))
         here = self.to.spaces[-1]
-        context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), mask, self.hiding is not None,
-                             self.to, read)
+        context = site_nodes(self.plan, number - 1, stream, ends(label), self._image(), bool(self.hiding.attentions),
+                             self.to, partial(self._read, site.block))
         choice = Choice(*get(config.strategy).decide(context, config))
         kept, owner = choice[:2]
         reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner)
@@ -204,6 +203,14 @@ class _Emitter:
         self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size, choice.supports, choice.shares))
         self.left[state] = (entered, reduced)
         self.sites.append(SiteRecord(attention.path, state.name, *(node.name if node else "" for node in choice)))
+
+    def _hiding_masks(self, tokens: int) -> Iterator[tuple[fx.Node, tuple[int, int]]]:
+        """As of `full_grid`."""
+        for attention in self.hiding.attentions:
+            node, flow = attention.node, self.plan.flows[attention.node]
+            mask = site_mask(self.plan, node, tokens, self.to, partial(self._operand, reader=node, flow=flow, target=0))
+            assert mask is not None
+            yield mask, key_ends(self.plan, node)
 
     def _enter(self, state: fx.Node) -> None:
         """A later stream goes on with the tokens that live on behind the last site."""

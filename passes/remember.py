@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from lvtp_fx.passes.axes.label import Kind, Label, has_kind, length, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, length, token_axes, token_factor
 from lvtp_fx.plan import AttentionMatch, Plan
 from lvtp_fx.provenance import module_path
 from lvtp_fx.record import CopyRecord, HookRecord, StateRecord
@@ -25,19 +25,24 @@ def hook_records(plan: Plan) -> Iterator[HookRecord]:
     full grid (from a convolution over it) runs on all tokens, and has none to mask."""
     reducible = plan.reducible
     for match in plan.attentions:
-        if match.node in reducible and plan.spaces[match.node] and (record := hook_record(plan, match)) is not None:
-            yield record
+        if match.node in reducible and plan.spaces[match.node] and _ends(plan, match)[1] is not None:
+            yield hook_record(plan, match)
 
 
-def hook_record(plan: Plan, match: AttentionMatch) -> HookRecord | None:
-    """One attention, or None where its keys are no tokens of the grid."""
+def hook_record(plan: Plan, match: AttentionMatch) -> HookRecord:
+    """One attention whose keys are tokens of the grid."""
+    rows, columns = _ends(plan, match)
+    assert columns is not None
+    return HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
+                      (rows.before, rows.after) if rows is not None else None, _batch_place(plan.labels[match.node]))
+
+
+def _ends(plan: Plan, match: AttentionMatch) -> tuple[Factor | None, Factor | None]:
+    """The tokens of the queries and of the keys of an attention, where these are tokens."""
     uses = plan.flows[match.node].uses
     rows, columns = (token_factor(uses[n][-2]) if isinstance(n, fx.Node) and n in uses else None
                      for n in match.node.args[:2])
-    if columns is None:
-        return None
-    return HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
-                      (rows.before, rows.after) if rows is not None else None, _batch_place(plan.labels[match.node]))
+    return rows, columns
 
 
 def _batch_place(label: Label) -> tuple[int, int, int]:

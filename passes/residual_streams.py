@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import getitem
+from typing import Any
 
 import networkx as nx
 import torch
@@ -18,7 +20,7 @@ _ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scala
 # What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
 _SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
-                aten.contiguous.default, aten.alias.default)
+                aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default)
 
 
 def value_graph(plan: Plan) -> nx.DiGraph:
@@ -69,9 +71,10 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
 
 def _seen_through(plan: Plan, node: fx.Node) -> fx.Node | None:
     """The state that this one is, seen through a norm, a scale or the like."""
-    if node.target not in _SAME_STREAM and not is_pointwise(node.target):
+    made: Any = node.args[0] if node.target is getitem else node  # a piece of a split
+    if made.target not in _SAME_STREAM and not is_pointwise(made.target):
         return None
-    operands = [n for n in tensors(node) if is_state(plan, n) and not _is_column(plan, n)]
+    operands = [n for n in tensors(made) if is_state(plan, n) and not _is_column(plan, n)]
     return operands[0] if len(operands) == 1 and grid_of(plan, operands[0]) == grid_of(plan, node) else None
 
 

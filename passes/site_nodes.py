@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import torch
 from torch import fx
@@ -19,7 +18,9 @@ from lvtp_fx.strategies import SiteNodes
 aten = torch.ops.aten
 
 
-def site_mask(plan: Plan, attention: fx.Node, tokens: int, to: Coercer, read: Callable[[fx.Node], fx.Node]) -> Any:
+def site_mask(
+    plan: Plan, attention: fx.Node, tokens: int, to: Coercer, read: Callable[[fx.Node], fx.Node]
+) -> fx.Node | None:
     """The mask of an attention of `tokens` grid tokens, broadcastable to [B, H, L, L], or None.
 
     It is without log sizes: the entropy looks at what the model attends to, not at how much was merged.
@@ -41,14 +42,14 @@ def key_ends(plan: Plan, attention: fx.Node) -> tuple[int, int]:
 
 
 def site_nodes(
-    plan: Plan, index: int, stream: fx.Node, feature_ends: tuple[int, int], image: fx.Node | None, mask: fx.Node | None,
-    hides: bool, to: Coercer, read: Callable[[fx.Node], fx.Node],
+    plan: Plan, index: int, stream: fx.Node, feature_ends: tuple[int, int], image: fx.Node | None, hides: bool,
+    to: Coercer, read: Callable[[fx.Node], fx.Node],
 ) -> SiteNodes:
     """The nodes of site number `index`.
 
     Args:
         stream: [B, L, C], what is about to be reduced, with `feature_ends` prefix and suffix tokens.
-        mask: `site_mask` of the site's attention. hides: whether some tokens have size 0.
+        hides: whether some tokens may have size 0.
         image: the picture that enters the patch embedding, in the new graph.
         read: the new node of a value that the site's attention reads, in the space of that attention.
     """
@@ -65,7 +66,8 @@ def site_nodes(
     source, source_ends = (k, ends) if told_by_keys else (stream, feature_ends)
     D = length(uses[old_k][-1])
     return SiteNodes(
-        q=q, k=k, mask=mask, scale=argument(attention, 6, "scale"), stream=stream,
+        q=q, k=k, mask=site_mask(plan, attention, tokens, to, read), scale=argument(attention, 6, "scale"),
+        stream=stream,
         feature=to.call("features", source, *source_ends, D), N=tokens, position=to.spaces[-1].position,
         size=to.spaces[-1].size, shown=to.spaces[0].size if hides else None, image=image,
         before=ends[0], after=ends[1], grid=plan.trunk.grid, kept=plan.sites[index].kept, call=to.call,

@@ -108,7 +108,7 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "polar": (aten.polar.default, lambda m: torch.polar(m.grid, m.pos), "# 8x6 32"),
     "complex": (aten.complex.default, lambda m: torch.complex(m.grid, m.pos), "# 8x6 32"),
     "_to_copy": (aten._to_copy.default, lambda m: m.tokens.double(), "# 1+8x6 32"),
-    "type_as": (aten.type_as.default, lambda m: m.tokens.type_as(m.seen), "# 1+8x6 32"),
+    "type_as": (aten.to.dtype, lambda m: m.tokens.type_as(m.seen), "# 1+8x6 32"),
     "clone": (aten.clone.default, lambda m: m.tokens.clone(), "# 1+8x6 32"),
     "detach": (aten.detach.default, lambda m: m.tokens.detach(), "# 1+8x6 32"),
     "alias": (aten.alias.default, lambda m: aten.alias.default(m.tokens), "# 1+8x6 32"),
@@ -130,6 +130,9 @@ FOLLOWED: dict[str, tuple[Any, Snippet, str]] = {
     "another name of a sigmoid": (aten.sigmoid.default, lambda m: torch.special.expit(m.tokens), "# 1+8x6 32"),
     "rsub": (aten.rsub.Tensor, lambda m: torch.rsub(m.grid, m.pos), "# 8x6 32"),
     "masked_fill": (aten.masked_fill.Tensor, lambda m: m.grid.masked_fill(m.seen, m.pos[0, 0].detach()), "# 8x6 32"),
+    "copy": (aten.copy.default, lambda m: torch.clone(m.grid).copy_(m.pos), "# 8x6 32"),
+    "a number is filled in": (aten.fill.Scalar, lambda m: m.tokens.clone().fill_(0.5), "# 1+8x6 32"),
+    "a value is filled in": (aten.fill.Tensor, lambda m: m.tokens.clone().fill_(m.pos[0, 0].detach()), "# 1+8x6 32"),
     "floor_divide": (aten.floor_divide.default, lambda m: m.grid // 2, "# 8x6 32"),
     "prelu": (aten.prelu.default, lambda m: F.prelu(m.tokens, m.pos[:1, 0]), "# 1+8x6 32"),
     "prelu of channels": (aten.prelu.default, lambda m: F.prelu(m.tokens.mT, m.pos[0]), "# 32 1+8x6"),
@@ -445,7 +448,7 @@ def test_every_rule_is_tested() -> None:
     rules = {**pointwise.RULES, **shape.RULES, **contract.RULES, **complex_pairs.RULES}
     # The same functions under other names, which capture writes in the tested ones.
     others = {aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
-              aten.chunk.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.contiguous.default,
+              aten.chunk.default, aten.to.dtype_layout, aten.to.device, aten.contiguous.default,
               aten.dropout.default, aten.lift_fresh_copy.default}
     assert set(rules) - tested == others
     assert {rules[t] for t in others} <= {rules[t] for t in tested if t in rules}
@@ -533,3 +536,16 @@ def test_other_names_are_names_of_the_same_function(name: str, other: str) -> No
                   for a in getattr(first, first.overloads()[0])._schema.arguments)
     args = ([x, 2 * x],) if other == "cat" else (x, 0.7 * x)[:tensors]
     assert torch.equal(first(*args), second(*args))
+
+
+def test_an_op_of_the_users_own_is_not_taken_for_one_of_torch() -> None:
+    library = torch.library.Library("lvtp_fx_test", "DEF")
+    library.define("fix(Tensor x) -> Tensor")
+    library.impl("fix", lambda x: 2 * x, "CompositeExplicitAutograd")
+
+    class Own(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = torch.ops.lvtp_fx_test.fix(x)
+            return out
+
+    assert torch.equal(capture(Own(), (torch.ones(2, 3) / 2,), {}).module(torch.ones(2, 3) / 2), torch.ones(2, 3))

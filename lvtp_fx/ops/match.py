@@ -13,26 +13,30 @@ from lvtp_fx.ops.nearest import affinity, placed
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.rows import rows
 from lvtp_fx.ops.score import spread
-from lvtp_fx.ops.select import select
+from lvtp_fx.ops.select import hide, select
 
 _TIE = 1e-5  # of cosines
 _JUMPS = 5  # doublings: a chain of up to 32 partners is followed to its end
 
 
-@op("partners(Tensor feature) -> Tensor")
-def partners(feature: torch.Tensor) -> torch.Tensor:
-    """For each token the other token that is most similar to it: [B, N] int64, from features [B, N, C]."""
+@op("partners(Tensor feature, Tensor? size=None) -> Tensor")
+def partners(feature: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
+    """For each token the other token that is most similar to it: [B, N] int64, from features [B, N, C].
+
+    size: [B, N], where tokens are hidden: those of size 0, which are nobody's partners as long as there is another one.
+    """
     unit = F.normalize(feature.float(), dim=-1)
     similarity = torch.matmul(unit, unit.transpose(1, 2))
     itself = torch.eye(similarity.shape[1], dtype=torch.bool, device=feature.device)
-    return torch.nan_to_num(similarity, nan=-2.0).masked_fill(itself, -3.0).argmax(-1)
+    similarity = _shown(torch.nan_to_num(similarity, nan=-2.0), size)
+    return similarity.masked_fill(itself, -3.0).argmax(-1)
 
 
-@op("partners_across(Tensor feature) -> Tensor")
-def partners_across(feature: torch.Tensor) -> torch.Tensor:
+@op("partners_across(Tensor feature, Tensor? size=None) -> Tensor")
+def partners_across(feature: torch.Tensor, size: torch.Tensor | None = None) -> torch.Tensor:
     """Tokens alternate between two sets; one of the first gets the most similar one of the second: [B, N] int64.
 
-    Tokens of the second set (odd places) are their own partners. A single token is its own.
+    Tokens of the second set (odd places) are their own partners. A single token is its own. size: as of `partners`.
     """
     B, N, _ = feature.shape
     unit = F.normalize(feature.float(), dim=-1)
@@ -40,22 +44,15 @@ def partners_across(feature: torch.Tensor) -> torch.Tensor:
     if N < 2:
         return itself
     similarity = torch.matmul(unit[:, ::2], unit[:, 1::2].transpose(1, 2))
-    across = 2 * torch.nan_to_num(similarity, nan=-2.0).argmax(-1) + 1
+    across = 2 * _shown(torch.nan_to_num(similarity, nan=-2.0), None if size is None else size[:, 1::2]).argmax(-1) + 1
     return itself.scatter(1, itself[:, ::2], across)
 
 
-@op("partners_shown(Tensor partner, Tensor size) -> Tensor")
-def partners_shown(partner: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """Partners [B, N] int64, but of tokens whose partner is hidden (size 0) they themselves."""
-    itself = torch.arange(partner.shape[1], device=partner.device).expand_as(partner)
-    return torch.where(torch.gather(size, 1, partner) > 0, partner, itself)
-
-
 @op("superpixels(Tensor feature, Tensor position, int columns, int reach, int count, int rounds,"
-    " float neighbour_weight) -> Tensor")
+    " float neighbour_weight, Tensor? size=None) -> Tensor")
 def superpixels(
     feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int, count: int, rounds: int,
-    neighbour_weight: float,
+    neighbour_weight: float, size: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """k-means over features and places from evenly spread seeds; partner is the cluster's most central token.
 
@@ -63,29 +60,39 @@ def superpixels(
         feature: [B, N, C]. position: [B, N] int64, places on the full grid, `columns` wide.
         reach: tokens that make a distance of one. neighbour_weight: as of `affinity`.
         count: clusters, <= N. rounds: of assigning and averaging, >= 1.
+        size: [B, N], where tokens are hidden: those of size 0, which make no mean, and stand for no other.
 
     Returns:
         [B, N] int64. At most `count` tokens are their own partners: a cluster may end empty.
     """
     keyed = placed(feature.float(), position, columns, reach)
     B, N, C = keyed.shape
-    centre = rows(keyed, select(spread(position, columns), count))
+    member = keyed.new_ones(B, N) if size is None else (size > 0).to(keyed.dtype)
+    seeds = spread(position, columns)
+    centre = rows(keyed, select(seeds if size is None else hide(seeds, size), count))
     for _ in range(rounds):
         cluster = torch.nan_to_num(affinity(keyed, centre, neighbour_weight), nan=-1e30).argmax(-1)  # [B, N]
         into = cluster.unsqueeze(-1).expand(-1, -1, C)
-        number = keyed.new_zeros(B, count).scatter_add(1, cluster, keyed.new_ones(B, N)).unsqueeze(-1)
-        mean = torch.zeros_like(centre).scatter_add(1, into, keyed) / number.clamp(min=1)
+        number = keyed.new_zeros(B, count).scatter_add(1, cluster, member).unsqueeze(-1)
+        mean = torch.zeros_like(centre).scatter_add(1, into, keyed * member.unsqueeze(-1)) / number.clamp(min=1)
         # The mean of unit vectors is none, and the last channel is the square of the two before it.
         unit, place = F.normalize(mean[..., :-3], dim=-1), mean[..., -3:-1]
         mean = torch.cat([unit, place, place.square().sum(-1, keepdim=True)], dim=-1)
         centre = torch.where(number > 0, mean, centre)
     close = (keyed[..., :-3] * rows(centre[..., :-3], cluster)).sum(-1)
+    if size is not None:
+        close = close.masked_fill(size == 0, -2.0)
     best = close.new_full((B, count), -torch.inf).scatter_reduce(1, cluster, close, "amax")
     index = torch.arange(N, device=feature.device).expand(B, N)
     # The two tokens of a pair are equally central but for rounding: the first is taken, compiled or not.
     central = torch.where(close >= torch.gather(best, 1, cluster) - _TIE, index, N)
     medoid = central.new_full((B, count), N).scatter_reduce(1, cluster, central, "amin")
     return torch.gather(medoid, 1, cluster).clamp(max=N - 1)
+
+
+def _shown(similarity: torch.Tensor, size: torch.Tensor | None) -> torch.Tensor:
+    """[.., J, M], the columns of hidden tokens below all others."""
+    return similarity if size is None else similarity.masked_fill((size == 0).unsqueeze(-2), -2.5)
 
 
 @op("pair_rank(Tensor feature, Tensor partner, float unpaired) -> Tensor")

@@ -58,10 +58,11 @@ def entropy(
     return standardise((stacked * dynamic).sum(1), size)
 
 
-@op("received(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, int every) -> Tensor")
+@op("received(Tensor q, Tensor k, Tensor? mask, float? scale, int before, int after, int every, Tensor? size=None)"
+    " -> Tensor")
 def received(
     q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None,
-    before: int, after: int, every: int,
+    before: int, after: int, every: int, size: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention that each grid token receives, mean over heads and queries: [B, N] float32.
 
@@ -71,6 +72,9 @@ def received(
     """
     queries = slice(0, 1) if every == 0 else slice(None, None, every)
     attention = scores(q, k, mask, scale, queries, slice(None)).softmax(-1).nan_to_num(nan=0.0)
+    if size is not None:  # what hidden queries attend to does not count
+        shown = F.pad((size > 0).to(attention.dtype), (before, after), value=1.0)[:, queries]
+        attention = attention * shown[:, None, :, None]
     return attention.mean((1, 2))[:, before : k.shape[2] - after]
 
 

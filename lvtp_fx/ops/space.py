@@ -11,7 +11,7 @@ from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.row_entropy import additive
 from lvtp_fx.ops.rows import dropped, rows
 
-HIDDEN = -5e3  # of an additive mask: what it lets through lies far above, what it hides far below
+HIDDEN = -500.0  # and less hides a key: people write -inf, -1e9 and -1e4, the last perhaps scaled with the scores
 
 
 @op("compose(Tensor outer, Tensor inner) -> Tensor")
@@ -70,19 +70,22 @@ def ones(position: torch.Tensor) -> torch.Tensor:
 
 @op("shown(Tensor mask, Tensor position, int before, int after) -> Tensor")
 def shown(mask: torch.Tensor, position: torch.Tensor, before: int, after: int) -> torch.Tensor:
-    """Size 1 for each token of the full grid that some query attends to, 0 for those that the mask hides from all
-    (padding): [B, N] float32.
+    """Size 1 for each token of the full grid that some other token may attend to, 0 for those that the mask hides from
+    all (padding): [B, N] float32.
 
     Args:
-        mask: broadcastable to [B, H, L, L], boolean (true: attend) or additive: there a key is hidden up to `HIDDEN`;
-            people write -inf, -1e9 and -1e4, the last perhaps with a small bias.
+        mask: broadcastable to [B, H, L, L], boolean (true: attend) or additive: there `HIDDEN` and less hides a key.
+            That a token sees itself does not count: rows of padding often see nothing else, lest a softmax be nan.
         position: [B, N] int64.
     """
+    L = before + position.shape[1] + after
     seen = mask if mask.dtype == torch.bool else mask > HIDDEN
-    seen = seen[..., before : seen.shape[-1] - after]
     while seen.ndim < 4:
         seen = seen.unsqueeze(0)
-    return seen.flatten(1, 2).any(1).to(torch.float32).expand(position.shape)
+    seen = seen.expand(-1, -1, -1, L).any(1)
+    if seen.shape[1] == L > 1:
+        seen = seen & ~torch.eye(L, dtype=torch.bool, device=seen.device)
+    return seen[..., before : L - after].any(1).to(torch.float32).expand(position.shape)
 
 
 @op("sizes(Tensor size, Tensor owner, int kept) -> Tensor")

@@ -51,8 +51,8 @@ class SiteNodes:
         N: how many grid tokens live here.
         position: [B, N] int64, places of the living tokens on the full grid.
         size: [B, N] float32, how many tokens of the full grid each living one stands for; 0 where it is hidden.
-        shown: [B, rows * columns] float32, 0 where a mask of the inputs hides a token of the full grid (padding), else
-            1; None where the model has no such mask.
+        shown: [B, rows * columns] float32, 0 where masks of the inputs hide a token of the full grid (padding), else
+            1; None where no tokens are hidden from all.
         image: float [B, channels, height, width] as it enters the patch embedding, or None where there is none.
         before, after: prefix and suffix tokens of the token axis L.
         grid: (rows, columns). kept: how many tokens will live on.
@@ -77,8 +77,8 @@ class SiteNodes:
     call: Callable[..., fx.Node]
 
     @property
-    def sizes(self) -> tuple[fx.Node, ...]:
-        """`size`, where it says that tokens are hidden: the last argument of ops that leave those out."""
+    def where_hidden(self) -> tuple[fx.Node, ...]:
+        """`size`, where some tokens are hidden: the last argument of ops that leave those out. Else nothing."""
         return () if self.shown is None else (self.size,)
 
 
@@ -125,7 +125,7 @@ def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> Choice:
 def hidden_last(site: SiteNodes, priority: fx.Node) -> fx.Node:
     """The priority [B, N], hidden tokens last: as long as one lives, no other has been dropped, and been merged into
     it."""
-    return site.call("hide", priority, *site.sizes) if site.sizes else priority
+    return site.call("hide", priority, site.size) if site.where_hidden else priority
 
 
 def owned(site: SiteNodes, kept: fx.Node, owner: fx.Node, config: Config) -> Choice:

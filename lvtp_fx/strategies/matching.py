@@ -21,7 +21,7 @@ class Bipartite:
     smallest_keep_ratio = 0.5
 
     def decide(self, site: SiteNodes, config: Config) -> Choice:
-        return _decide(site, site.call("partners_across", site.feature), 0.0, config)
+        return _decide(site, site.call("partners_across", site.feature, *site.where_hidden), 0.0, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         first = sympy.ceiling(sympy.sympify(shape.N) / 2)
@@ -39,7 +39,7 @@ class Mutual:
     smallest_keep_ratio = 0.5  # no more pairs than that
 
     def decide(self, site: SiteNodes, config: Config) -> Choice:
-        return _decide(site, site.call("partners", site.feature), _AFTER_PAIRS, config)
+        return _decide(site, site.call("partners", site.feature, *site.where_hidden), _AFTER_PAIRS, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         return 2 * shape.N**2 * shape.D + support_flops(shape, config)
@@ -57,7 +57,7 @@ class Superpixels:
 
     def decide(self, site: SiteNodes, config: Config) -> Choice:
         partner = site.call("superpixels", site.feature, site.position, site.grid[1], max(site.grid), site.kept,
-                            ROUNDS, config.neighbour_weight)
+                            ROUNDS, config.neighbour_weight, *site.where_hidden)
         return _decide(site, partner, 0.0, config)
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
@@ -70,8 +70,6 @@ _AFTER_PAIRS = 3.0  # more than cosines differ by
 
 def _decide(site: SiteNodes, partner: fx.Node, unpaired: float, config: Config) -> Choice:
     """The least replaceable tokens live on; each dropped one is merged into its partner."""
-    if site.sizes:
-        partner = site.call("partners_shown", partner, *site.sizes)
     priority = hidden_last(site, site.call("pair_rank", site.feature, partner, unpaired))
     kept = site.call("select", priority, site.kept)
     return owned(site, kept, site.call("owners_of", partner, kept), config)

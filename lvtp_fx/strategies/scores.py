@@ -82,7 +82,7 @@ class Fused:
 def entropy_node(site: SiteNodes, orders: Sequence[float], config: Config) -> fx.Node:
     """Entropy of the attention of each token: [B, N], standardised."""
     return site.call("entropy", site.q, site.k, site.mask, site.scale, site.before, site.after, list(orders),
-                     sample_step(site, config), *site.sizes)
+                     sample_step(site, config), *site.where_hidden)
 
 
 def sample_step(site: SiteNodes, config: Config) -> int:
@@ -101,7 +101,7 @@ def entropy_flops(shape: SiteShape, config: Config, more_rows: int = 0) -> sympy
 def received_node(site: SiteNodes, config: Config, first: bool) -> fx.Node:
     """Attention that each token receives: [B, N], from the first query or from a sample of all."""
     return site.call("received", site.q, site.k, site.mask, site.scale, site.before, site.after,
-                     0 if first else sample_step(site, config))
+                     0 if first else sample_step(site, config), *site.where_hidden)
 
 
 def edge_node(site: SiteNodes) -> fx.Node:

@@ -93,7 +93,8 @@ def halve(node: fx.Node, reader: Reader) -> Flow:
 # Pointwise, but torch does not tag them so.
 _UNTAGGED = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, aten.__and__.Tensor, aten.__or__.Tensor,
              aten.polar.default, aten.complex.default, aten.hardswish.default, aten.log_sigmoid.default,
-             aten.rsub.Tensor, aten.masked_fill.Tensor, aten.floor_divide.default)
+             aten.rsub.Tensor, aten.masked_fill.Tensor, aten.floor_divide.default, aten.copy.default,
+             aten.fill.Scalar, aten.fill.Tensor)
 
 
 def is_pointwise(target: object) -> bool:
@@ -124,7 +125,6 @@ RULES: dict[object, Rule] = {
     aten.to.dtype_layout: like_first,
     aten.to.device: like_first,
     aten._to_copy.default: like_first,
-    aten.type_as.default: like_first,
     aten.dropout.default: like_first,
     aten.contiguous.default: like_first,
     aten.detach.default: like_first,
