@@ -20,6 +20,6 @@ def noting_assigned() -> Iterator[list[str]]:
         yield names
     for warning in caught:
         if found := _WARNING.match(str(warning.message)):
-            names.extend(found[1].split(", "))
+            names.extend(sorted(found[1].split(", ")))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -38,6 +38,7 @@ from lvtp_fx.capture_refusals import (
     refuse_free_sizes,
 )
 from lvtp_fx.clean_graph import clean, quiet_copies
+from lvtp_fx.inlined_places import give_places, wrapped_places
 from lvtp_fx.one_image import differs_alone
 from lvtp_fx.twin import left_alone, twin
 from lvtp_fx.unread import leave_out_constants, unread
@@ -165,9 +166,11 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *
 
 def _finish(found: Exported, args: tuple[Any, ...], kwargs: dict[str, Any], note: str) -> Capture:
     program = found.program
+    places = wrapped_places(program)
     with quiet_copies():
         module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    give_places(module.graph, places)
     values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
     sizes = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.ndim]
     known = [fixed_size(s) for s in sizes]

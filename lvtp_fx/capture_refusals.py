@@ -102,6 +102,11 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
         why = "Python at that line asks for a tensor's value, which a graph does not have"
         hint = "put a Python number in the place of a buffer that the line reads (del model.x; model.x = 0.0), take " \
             "the branch out of forward, or pass the encoder alone"
+    elif "PackedParams" in str(error):
+        why, hint = "torch.export has no ops for packed quantised layers", "transform the float model, then quantise it"
+    elif "FlexAttention" in str(error):
+        why, hint = "torch.export traces it as in training, which it does not support here", \
+            "write flex_attention as F.scaled_dot_product_attention with a mask, or pass the encoder alone"
     elif "register a pytree" in str(error) or _met_unknown_class(error):
         why = "a graph returns tensors in tuples, lists, dicts and registered classes only"
         hint = "torch.export.register_dataclass(TheClass) for a dataclass, before lvtp_fx.transform"
@@ -140,10 +145,14 @@ def first_line(error: Exception) -> str:
 
 
 def _user_line(error: BaseException) -> str:
-    """The last line of code outside torch and this package that an error came through, or ""."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
+    """The last line of code outside torch, this package and Python's own that an error came through, or ""."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_a_librarys(f.filename)]
     if not frames:
         return ""
     last = frames[-1]
     return f" ({Path(last.filename).name}:{last.lineno} in {last.name}: {last.line})"
+
+
+def _is_a_librarys(file: str) -> bool:
+    torchs, ours, pythons = (str(Path(module).parent) for module in (torch.__file__, __file__, traceback.__file__))
+    return file.startswith((torchs, ours, "<")) or (file.startswith(pythons) and "-packages" not in file)

@@ -72,9 +72,11 @@ def _self_attentions(plan: Plan) -> tuple[list[AttentionMatch], list[Miss]]:
             misses.append(_miss(match, "its keys are not the tokens of a patch grid (a window, or channels)"
                                 + _lost(plan, match.node), 3))
         elif rows is None:
-            misses.append(_miss(match, "its queries are not the tokens of the grid (cross-attention)", 3))
+            misses.append(_miss(match, "its queries are not the tokens of the grid (cross-attention, or some of them "
+                                "only)", 3))
         elif not any(has_kind(axis, Kind.BATCH) for axis in q):
-            misses.append(_miss(match, "its images are taken out of the batch one by one, or batches are joined", 3))
+            misses.append(_miss(match, "its images are taken out of the batch one by one, batches are joined, or a "
+                                "further axis (views, frames) is merged into the batch", 3))
         elif rows != columns:
             misses.append(_miss(match, "its queries and keys run over different tokens", 3))
         else:

@@ -90,7 +90,7 @@ class SolveCounts:
             expected="a reduction that saves more FLOPs than scoring, owners and restores cost",
             got=f"{-saved / self.dense_flops:+.1%} FLOPs at keep_ratio={plan.config.keep_ratio}",
             why="the graph would be slower than the dense one: most ops after this block need the full grid",
-            hint="a smaller keep_ratio, or earlier sites, e.g. sites=(0, 1, 2); or leave this model dense",
+            hint=f"a smaller keep_ratio{_earlier_sites(plan)}; or leave this model dense",
         )
 
     def _solve(self, plan: Plan) -> tuple[int, ...]:
@@ -130,12 +130,23 @@ class SolveCounts:
         why = f"all before block {first} and after the encoder runs on the full grid"
         if least := _least(plan):
             why += f", and strategy={plan.config.strategy!r} keeps at least {least} of the tokens of a site"
+        if plan.misses:
+            nearest = max(plan.misses, key=lambda miss: miss.near)
+            why += f"; {len(plan.misses)} attentions are not used, the nearest miss at {nearest.where}: " \
+                   f"{nearest.reason}"
         return LvtpError(
             goal.code, where=f"Config.{goal.name}",
             expected=f"at most {max(best, 0):.3f} for this model and these sites",
             got=f"{goal.share}", why=why,
-            hint=f"a smaller {goal.name}, or earlier sites, e.g. sites=(0, 1, 2)",
+            hint=f"a smaller {goal.name}{_earlier_sites(plan)}",
         )
+
+
+def _earlier_sites(plan: Plan) -> str:
+    """Advice, where there are any."""
+    assert plan.trunk is not None
+    earlier = tuple(range(min(3, len(plan.trunk.blocks))))
+    return f", or earlier sites, e.g. sites={earlier}" if plan.sites[0].block else ""
 
 
 def _least(plan: Plan) -> float:

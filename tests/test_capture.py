@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lvtp_fx
 from lvtp_fx.batch_axis import BATCH_STAND_IN
@@ -160,3 +161,37 @@ def test_other_warnings_of_a_model_are_heard() -> None:
 
     with pytest.warns(FutureWarning, match="an old name"):
         capture(Warns().eval(), (picture(),), {})
+
+
+class Wrapped(nn.Module):
+    """Blocks that torch.export traces into graphs of their own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.vit, self.how = vit(fused), how
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        first, second, third = self.vit.blocks
+        x = self.vit.embed(image)
+        if self.how == "checkpoint":
+            for block in self.vit.blocks:
+                x = checkpoint(block, x, use_reentrant=True)
+        elif self.how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                x = third(second(first(x)))
+        else:
+            with torch.no_grad():
+                x = first(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                x = second(x)
+                with torch.no_grad():
+                    x = third(x)
+        out: torch.Tensor = self.vit.head(self.vit.norm(x))
+        return out
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "autocast", "both, one in the other"])
+def test_blocks_in_graphs_of_their_own_keep_their_names(how: str) -> None:
+    report = lvtp_fx.explain(Wrapped(how).eval(), (picture(),), keep_ratio=0.5)
+    assert [block.path for block in report.blocks] == [f"vit.blocks.{i}.attention" for i in range(3)]
+    assert {block.source.split(":")[0] for block in report.blocks} == {"tiny.py"}

@@ -15,7 +15,7 @@ from lvtp_fx.capture import capture
 from lvtp_fx.config import Config
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from lvtp_fx.passes import pipeline
-from tests.tiny import Attention, PreNorm, TinyViT, picture
+from tests.tiny import Attention, PreNorm, TinyViT, fused, picture, vit
 from tests.zoo import ZOO
 
 
@@ -126,3 +126,23 @@ def test_whole_tiles_are_kept(side: int, tile: int, dtype: torch.dtype, largest:
             assert lvtp_fx.explain(captured, keep_ratio=ratios, align=1).flops_cut < 0.3
     exact = lvtp_fx.explain(captured, flops_cut=0.3, align=1)
     assert (exact.kept == kept) is (tile == 1)
+
+
+def test_flops_are_counted_where_a_shape_depends_on_values() -> None:
+    """As where a mask's rows are picked: no shape is known without values, so the count comes from a real run."""
+
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = vit(fused)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.vit(image)
+            low = logits < 0
+            low[torch.where(low.sum(-1) == low.shape[-1])] = False
+            return logits.masked_fill(low, 0.0)
+
+    x, model = picture(), Picks().eval()
+    fast = lvtp_fx.transform(model, (x,), keep_ratio=0.5)
+    assert fast.report.gflops_dense == lvtp_fx.explain(model.vit, (x,), keep_ratio=0.5).gflops_dense
+    lvtp_fx.verify(model, fast, (x,))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from torchvision.models import resnet18
 
 import lvtp_fx
@@ -330,9 +331,58 @@ def test_lvtp202_says_what_can_be_reached(it: Case) -> None:
     best = float(expected.removeprefix("  expected: at most ").split()[0])
     assert got == "  got: 0.97"
     assert why == "  why: all before block 0 and after the encoder runs on the full grid"
-    assert hint == "  try: a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)"
+    assert hint == "  try: a smaller flops_cut"
+    late = refusal(lambda: lvtp_fx.transform(it.captured, flops_cut=0.97, sites=(2,)))
+    assert late.endswith("  try: a smaller flops_cut, or earlier sites, e.g. sites=(0, 1, 2)")
     assert lvtp_fx.explain(it.captured, flops_cut=best - 0.01).refused == ""
     assert lvtp_fx.explain(it.captured, flops_cut=0.97).refused == text
+
+
+class Cumulative(nn.Module):
+    """An op that needs the full grid lies between the first block and the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = vit(fused, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        first, *others = self.vit.blocks
+        x = torch.cumsum(first(self.vit.embed(image)), -1).sort(-1)[0]
+        for block in others:
+            x = block(x)
+        out: torch.Tensor = self.vit.norm(x)
+        return out
+
+
+def test_lvtp202_names_what_is_not_used_and_no_sites_that_do_not_exist() -> None:
+    text = refusal(lambda: lvtp_fx.transform(Cumulative().eval(), (picture(),), flops_cut=0.5))
+    *_, why, hint = text.splitlines()
+    assert why.startswith("  why: all before block 0 and after the encoder runs on the full grid; 2 attentions are not "
+                          "used, the nearest miss at vit.blocks.1.attention (")
+    assert why.endswith("): aten.cumsum.default has no rule")
+    assert hint == "  try: a smaller flops_cut"
+
+
+def test_lvtp101_for_quantised_layers() -> None:
+    class Packed(nn.Module):
+        """Fails as torch.ao's layers do, which leave torch."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_exporting():
+                raise AttributeError("quantized.LinearPackedParamsBase does not have a field '__obj_flatten__'")
+            return image
+
+    text = refusal(lambda: lvtp_fx.transform(Packed(), (picture(),)))
+    assert text.startswith("LVTP101 cannot-capture at Packed (test_diagnostics.py:")
+    assert text.endswith("\n  why: torch.export has no ops for packed quantised layers\n"
+                         "  try: transform the float model, then quantise it")
+
+
+def test_lvtp101_for_flex_attention() -> None:
+    text = refusal(lambda: lvtp_fx.transform(vit(lambda _, q, k, v: flex_attention(q, k, v)), (picture(),)))
+    assert text.startswith("LVTP101 cannot-capture at ")
+    assert text.endswith("try: write flex_attention as F.scaled_dot_product_attention with a mask, or pass the encoder "
+                         "alone")
 
 
 def test_lvtp202_where_scoring_would_cost_more_than_it_saves(it: Case) -> None:

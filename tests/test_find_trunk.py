@@ -279,7 +279,7 @@ def test_cross_attention_alone_is_the_nearest_miss() -> None:
     refusal = refuse_unmatched(plan)
     assert refusal.code == "LVTP102"
     assert refusal.got == ("1 attention nodes; the nearest miss: its queries are not the tokens of the grid "
-                           "(cross-attention)")
+                           "(cross-attention, or some of them only)")
 
 
 # Sites
