@@ -45,6 +45,7 @@ from lvtp_fx.unread import leave_out_constants, unread
 
 aten = torch.ops.aten
 TRACING = RLock()  # export and fake tensors change things of the whole process meanwhile: one thread at a time
+_SPECIALISED = "tracing made it a number, as len(x) in forward does (x.shape[0] leaves it free)"
 _UNBOUNDED = 1 << 31  # export writes no upper bound as a larger number than this, or as infinity
 
 
@@ -98,7 +99,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
     """
     if isinstance(model, ExportedProgram):
         refuse_free_sizes(model)
-        return _finish(Exported(model), args, kwargs, "")
+        return _finish(Exported(model), args, kwargs, "", "the program was exported for it alone")
     check_devices(model)
     args, kwargs = normal(args, kwargs)
     with TRACING, plain_modes(args, kwargs):
@@ -138,7 +139,7 @@ def _why_fixed(
         return f"the batch size is fixed at {batch}: the model does something else with more images"
     if free.note:  # where one image was captured as two, two is what the graph is for
         wanted = batch_size(free.args, free.kwargs) == batch
-        return "" if wanted else f"the batch size is fixed at {batch}: the captured graph was specialised to it"
+        return "" if wanted else f"the batch size is fixed at {batch}: {_SPECIALISED}"
     if differs_alone(copied, free.module, *first_image(args, kwargs)):
         return f"the batch size is fixed at {batch}: the model does something else with " + (
             "several images" if batch == 1 else "one image alone")
@@ -164,7 +165,9 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *
     return Exported(program, tuple(sorted(reads.read)), tuple(assigned))
 
 
-def _finish(found: Exported, args: tuple[Any, ...], kwargs: dict[str, Any], note: str) -> Capture:
+def _finish(
+    found: Exported, args: tuple[Any, ...], kwargs: dict[str, Any], note: str, specialised: str = _SPECIALISED
+) -> Capture:
     program = found.program
     places = wrapped_places(program)
     with quiet_copies():
@@ -177,7 +180,7 @@ def _finish(found: Exported, args: tuple[Any, ...], kwargs: dict[str, Any], note
     symbolic = None in known
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
-        note = f"the batch size is fixed at {fixed}: the captured graph was specialised to it"
+        note = f"the batch size is fixed at {fixed}: {specialised}"
     cleaned, names = clean(module), program.state_dict.keys()
     leave_out_constants(cleaned, names)
     return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from lvtp_fx.cost import node_flops
 from lvtp_fx.passes.axes.label import Factor, Kind, grids
 from lvtp_fx.plan import Plan
 
@@ -19,6 +20,7 @@ class AssignSpaces:
 
         x1 = add(x0, attention)   space 0, reduced to space 1 for what follows in the trunk
         norm(x1), mlp, add        space 1
+        windows(norm(x2))         space 0, the norm too: x2 is restored before it
         tap = norm(x2)            space 0 (outside the trunk: x2 is restored first)
         y0 = linear(norm(x2))     space 0, where a later stream begins: merged into space 1 again for what follows in it
         add(y0, attention)        space 1
@@ -41,7 +43,23 @@ class AssignSpaces:
                     (seen(operand, spaces, born) for operand, label in flow.uses.items()
                      if plan.trunk.grid in grids(label)), default=0,
                 )
+        _restore_early(plan, spaces, born)
         return replace(plan, spaces=spaces)
+
+
+def _restore_early(plan: Plan, spaces: dict[fx.Node, int], born: dict[fx.Node, int]) -> None:
+    """What is made of a state without products, for readers on the full grid alone (a norm before windows or a
+    convolution), is made there: a state can be restored, other values only copied from owners."""
+    states = set(plan.states)
+    made: set[fx.Node] = set()
+    for node, space in spaces.items():
+        operands = [n for n in node.all_input_nodes if seen(n, spaces, born)]
+        if space and node not in states and all(n in states or n in made for n in operands) and \
+                node_flops(plan, node, 1) == 0:
+            made.add(node)
+    for node in reversed(spaces):
+        if node in made and all(not spaces[user] for user in node.users):
+            spaces[node] = 0
 
 
 def _on_one_grid(plan: Plan, grid: tuple[int, int]) -> Plan:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import tensors
-from lvtp_fx.passes.axes.label import grids, length
+from lvtp_fx.passes.axes.label import Label, grids, length
 from lvtp_fx.passes.axes.pointwise import is_pointwise
 from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
@@ -34,9 +34,10 @@ def value_graph(plan: Plan) -> nx.DiGraph:
     return graph
 
 
-def is_state(plan: Plan, node: fx.Node) -> bool:
-    """A value [B, N, C] over the tokens, nothing else merged into these axes: each image has one sequence."""
-    label = plan.labels.get(node, ())
+def is_state(plan: Plan, node: fx.Node, label: Label | None = None) -> bool:
+    """A value [B, N, C] over the tokens, nothing else merged into these axes: each image has one sequence. `label`: as
+    it is read, where that is another one."""
+    label = plan.labels.get(node, ()) if label is None else label
     if len(label) != 3 or not isinstance(node.meta.get("val"), torch.Tensor):
         return False
     return sorted(axis[0].kind.value for axis in label if len(axis) == 1) == ["batch", "plain", "token"]
@@ -86,7 +87,8 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
     for node in plan.graph_module.graph.nodes:
         if node.target not in _ADDS or not is_state(plan, node):
             continue
-        terms = sorted({n for n in tensors(node) if is_state(plan, n)}, key=order.__getitem__)
+        uses = plan.flows[node].uses  # what windows put together again is a state as it is read here
+        terms = sorted({n for n in tensors(node) if is_state(plan, n, uses.get(n))}, key=order.__getitem__)
         if len(terms) != 2:
             continue
         for stream, term in (terms, terms[::-1]):

@@ -457,3 +457,31 @@ class TwoStreams(nn.Module):
 def test_a_product_of_two_states_is_another_stream() -> None:
     trunk = trunk_of(analyse(randomise(TinyViT([TwoStreams(Attention(fused)) for _ in range(2)]), seed=0)))
     assert len(trunk.blocks) == 1
+
+
+class Windows(PreNorm):
+    """Attention inside windows of 4 x 4 of the 8 x 8 tokens, which lie flat between the blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        B = x.shape[0]
+        y = self.norm1(x).view(B, 2, 4, 2, 4, C).permute(0, 1, 3, 2, 4, 5).reshape(B * 4, 16, C)
+        y = self.attention(y).view(B, 2, 2, 4, 4, C).permute(0, 1, 3, 2, 4, 5).reshape(B, 64, C)
+        x = x + y
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+@pytest.mark.parametrize("kinds", ["gwgg", "wgwg", "wwgwwg"])
+def test_global_blocks_between_windows_are_one_stream(kinds: str) -> None:
+    """Windows run on all tokens, restored before the norm that they read through; all else between them is pruned."""
+    blocks = [{"g": PreNorm, "w": Windows}[kind](Attention(fused)) for kind in kinds]
+    dense = captured(randomise(TinyViT(blocks), seed=0).eval())
+    fast = lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0,))
+    assert [block.path for block in fast.report.blocks] == [
+        f"blocks.{i}.attention" for i, kind in enumerate(kinds) if kind == "g"]
+    assert fast.report.blocks[-1].tokens == 38
+    lvtp_fx.verify(dense, fast, (picture(),))
+    ops = [node.target for node in fast.graph.nodes]
+    behind = kinds[kinds.index("g") + 1 :]
+    assert ops.count(torch.ops.lvtp.restore.default) == behind.count("w") + 1  # and before the head
+    assert ops.count(torch.ops.lvtp.gather.default) == behind.count("w")  # what the windows give, no copies of owners

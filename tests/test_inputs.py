@@ -253,7 +253,7 @@ def test_graph_modules_and_exported_programs_are_accepted(it: Case) -> None:
     program = torch.export.export(it.model, (it.x,))  # without a dynamic batch: it has to stay at 3
     fast = lvtp_fx.transform(program, flops_cut=CUT)
     assert torch.equal(fast(it.x), it.fast(it.x))
-    assert fast.report.notes == ("the batch size is fixed at 3: the captured graph was specialised to it",)
+    assert fast.report.notes == ("the batch size is fixed at 3: the program was exported for it alone",)
     with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP401.*\n  expected: shape \[3, 3, 128, 128\]"):
         fast(it.x[:1])
 

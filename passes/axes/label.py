@@ -101,7 +101,8 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
     """The one label of axes that one op lines up, or None where two labels contradict each other.
 
     A plain axis of the same length takes the other's label: the op itself lines its entries up with the tokens
-    (a position embedding, a RoPE table, a mask).
+    (a position embedding, a RoPE table, a mask). So does one of parts of an image (windows put together again), beside
+    the tokens.
     """
     result: Axis | None = None
     one = plain(1)
@@ -112,7 +113,10 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
         if result is None or is_plain(result):
             result = axis
         elif not is_plain(axis) and axis != result:
-            return None
+            tokens = [a for a in (result, axis) if has_kind(a, Kind.TOKEN)]
+            if len(tokens) != 1 or any(has_kind(a, Kind.BATCH) for a in (result, axis)):
+                return None
+            result = tokens[0]
     return one if result is None else result
 
 
