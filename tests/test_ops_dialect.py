@@ -31,10 +31,16 @@ def tensors() -> dict[str, torch.Tensor]:
         "feature": normal(7, B, SPACE.N, 5, dtype=f32), "importance": normal(8, B, SPACE.N, dtype=f32),
         "edge": normal(9, B, SPACE.N, dtype=f32), "kept": SPACE.kept, "owner": SPACE.owner, "size": SPACE.size,
         "position": Space(B=B, N=24, K=20, before=0, after=0, seed=5).kept,
+        "hidden": SPACE.size * (torch.arange(SPACE.N) % 3 > 0), "grid": (normal(10, B, 24, dtype=f32) > -1).float(),
     }
 
 
 Tensors = dict[str, torch.Tensor]
+
+
+def twice(op: Callable[..., torch.Tensor], *args: object, size: torch.Tensor) -> torch.Tensor:
+    """What an op gives without and with hidden tokens."""
+    return torch.cat([op(*args), op(*args, size)], dim=1)
 
 
 def supports(t: Tensors, owner: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,25 +48,28 @@ def supports(t: Tensors, owner: torch.Tensor | None) -> tuple[torch.Tensor, torc
 
 
 OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
-    "entropy": lambda t: lvtp.entropy(t["q"], t["k"], t["mask"], None, 1, 1, [0.5, 1.0, 2.0, 3.0], 2),
-    "edges": lambda t: lvtp.edges(t["image"], *GRID),
+    "entropy": lambda t: twice(lvtp.entropy, t["q"], t["k"], t["mask"], None, 1, 1, [0.5, 1.0, 2.0, 3.0], 2,
+                               size=t["hidden"]),
+    "edges": lambda t: twice(lvtp.edges, t["image"], *GRID, size=t["grid"]),
     "blend": lambda t: lvtp.blend(t["importance"], t["edge"], -1.0, 0.5),
     "hashed": lambda t: lvtp.hashed(t["position"], 3),
     "spread": lambda t: lvtp.spread(t["position"], 6),
     "positions": lambda t: lvtp.positions(t["x"], 20),
     "features": lambda t: torch.cat([lvtp.features(t["k"], 1, 1, 4), lvtp.features(t["x"], 1, 1, 2)], dim=-1),
+    "hide": lambda t: lvtp.hide(t["importance"], t["hidden"]),
     "select": lambda t: lvtp.select(t["importance"], 8),
     "owners": lambda t: lvtp.owners(t["feature"], t["kept"], t["position"], 6, 6, 0.1),
     "supports": lambda t: torch.cat(supports(t, t["owner"]), dim=-1),
     "owners_among": lambda t: lvtp.owners_among(t["owner"].unsqueeze(-1).expand(-1, -1, 2)),
-    "representatives": lambda t: lvtp.representatives(t["importance"], t["position"], *GRID, 2, 2),
-    "rank": lambda t: lvtp.rank(t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0, 1, 1,
-                                12, 2),
-    "received": lambda t: lvtp.received(t["q"], t["k"], t["mask"], None, 1, 1, 2),
+    "representatives": lambda t: twice(lvtp.representatives, t["importance"], t["position"], *GRID, 2, 2,
+                                       size=t["hidden"]),
+    "rank": lambda t: twice(lvtp.rank, t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0, 1,
+                            1, 12, 2, size=t["hidden"]),
+    "received": lambda t: twice(lvtp.received, t["q"], t["k"], t["mask"], None, 1, 1, 2, size=t["hidden"]),
     "blank": lambda t: lvtp.blank(t["position"]),
-    "partners": lambda t: lvtp.partners(t["feature"]),
-    "partners_across": lambda t: lvtp.partners_across(t["feature"]),
-    "superpixels": lambda t: lvtp.superpixels(t["feature"], t["position"], 6, 6, 8, 2, 0.1),
+    "partners": lambda t: twice(lvtp.partners, t["feature"], size=t["hidden"]),
+    "partners_across": lambda t: twice(lvtp.partners_across, t["feature"], size=t["hidden"]),
+    "superpixels": lambda t: twice(lvtp.superpixels, t["feature"], t["position"], 6, 6, 8, 2, 0.1, size=t["hidden"]),
     "pair_rank": lambda t: lvtp.pair_rank(t["feature"], lvtp.partners(t["feature"]), 3.0),
     "owners_of": lambda t: lvtp.owners_of(lvtp.partners(t["feature"]), t["kept"]),
     "owners_fused": lambda t: lvtp.owners_fused(t["importance"], t["kept"]),
@@ -68,6 +77,7 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "repeat": lambda t: lvtp.repeat(t["kept"], 1, 2).unflatten(0, (-1, 2)),
     "gather": lambda t: lvtp.gather(t["mask"], t["kept"], 0, 3, 1, 1),
     "ones": lambda t: lvtp.ones(t["position"]),
+    "shown": lambda t: lvtp.shown(t["mask"] * 1000, t["position"], 1, 1),
     "sizes": lambda t: lvtp.sizes(t["size"], t["owner"], 8),
     "merge": lambda t: lvtp.merge(t["x"], t["kept"], t["owner"], t["size"], 1, 1),
     "key_bias": lambda t: lvtp.key_bias(t["visible"], t["size"][:, :8], 1, 1, 0, t["q"]),
@@ -128,19 +138,19 @@ class Pruned(nn.Module):
         mask = torch.zeros(25, 25).masked_fill(torch.ones(25, 25).tril(-20).bool(), -torch.inf)
         position = lvtp.positions(x, 24)
         feature = lvtp.features(k, 1, 0, 4)
-        entropy = lvtp.entropy(q, k, mask, None, 1, 0, [0.5, 1.0, 2.0], 2)
-        edges = lvtp.compose(lvtp.edges(image, *GRID), position)
+        size = lvtp.ones(position) * lvtp.shown(x[:, None, None, :, 0] > -1, position, 1, 0)
+        entropy = lvtp.entropy(q, k, mask, None, 1, 0, [0.5, 1.0, 2.0], 2, size)
+        edges = lvtp.compose(lvtp.edges(image, *GRID, size), position)
         importance = lvtp.blend(entropy, edges, -1.0, 0.5)
-        anchors = lvtp.representatives(importance, position, *GRID, 2, 2)
-        rank = lvtp.rank(feature, anchors, position, importance, edges, 6, 6, 0.1, 0.1, 0.1, 10, 2)
+        anchors = lvtp.representatives(importance, position, *GRID, 2, 2, size)
+        rank = lvtp.rank(feature, anchors, position, importance, edges, 6, 6, 0.1, 0.1, 0.1, 10, 2, size)
         extra = lvtp.hashed(position, 3) + lvtp.spread(position, 6) + lvtp.blank(position)
-        extra = extra + lvtp.received(q, k, mask, None, 1, 0, 2)
+        extra = extra + lvtp.received(q, k, mask, None, 1, 0, 2, size)
         pixels = lvtp.superpixels(feature, position, 6, 6, 10, 2, 0.1)
         for partner in (pixels, lvtp.partners(feature), lvtp.partners_across(feature)):
             extra = extra + lvtp.pair_rank(feature, partner, 3.0).clamp(max=1)
-        kept = lvtp.select(lvtp.blend(rank, extra, 1.0, 1e-3), 10)
+        kept = lvtp.select(lvtp.hide(lvtp.blend(rank, extra, 1.0, 1e-3), size), 10)
         owner = lvtp.owners(feature, kept, position, 6, 6, 0.1)
-        size = lvtp.ones(position)
         left = lvtp.merge(x, kept, owner, size, 1, 0)
         small = lvtp.sizes(size, owner, 10)
         q = left.unflatten(-1, (2, 4)).transpose(1, 2)
