@@ -17,10 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from lvtp_fx.capture import TRACING
 from lvtp_fx.capture_refusals import first_line
 from lvtp_fx.errors import Code, LvtpError
+from lvtp_fx.kept_state import kept_state
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
 from lvtp_fx.plan import Plan
+from lvtp_fx.run_graph import cloned
 from lvtp_fx.strategies import SiteShape, get
 
 aten = torch.ops.aten
@@ -175,7 +177,8 @@ def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mappi
                     lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs)))
                 return _counted(module, fake_args, fake_kwargs) / batch
         except (DynamicOutputShapeException, DataDependentOutputException):
-            return _counted(module, args, kwargs) / batch
+            with kept_state(module):
+                return _counted(module, *cloned((args, dict(kwargs)))) / batch
 
 
 def _counted(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:

@@ -29,7 +29,7 @@ def join_writes(graph: fx.Graph) -> None:
         elif node.target in (aten.slice_scatter.default, aten.select_scatter.default):
             with graph.inserting_before(node):
                 joined = _joined(graph, node)
-            if joined is not None and joined is not node:
+            if joined is not None:
                 node.replace_all_uses_with(joined)
 
 

@@ -67,14 +67,16 @@ def superpixels(
     """
     keyed = placed(feature.float(), position, columns, reach)
     B, N, C = keyed.shape
-    member = keyed.new_ones(B, N) if size is None else (size > 0).to(keyed.dtype)
-    seeds = spread(position, columns)
-    centre = rows(keyed, select(seeds if size is None else hide(seeds, size), count))
+    seeds, member, counted = spread(position, columns), keyed.new_ones(B, N), keyed
+    if size is not None:
+        seeds, member = hide(seeds, size), (size > 0).to(keyed.dtype)
+        counted = keyed * member.unsqueeze(-1)
+    centre = rows(keyed, select(seeds, count))
     for _ in range(rounds):
         cluster = torch.nan_to_num(affinity(keyed, centre, neighbour_weight), nan=-1e30).argmax(-1)  # [B, N]
         into = cluster.unsqueeze(-1).expand(-1, -1, C)
         number = keyed.new_zeros(B, count).scatter_add(1, cluster, member).unsqueeze(-1)
-        mean = torch.zeros_like(centre).scatter_add(1, into, keyed * member.unsqueeze(-1)) / number.clamp(min=1)
+        mean = torch.zeros_like(centre).scatter_add(1, into, counted) / number.clamp(min=1)
         # The mean of unit vectors is none, and the last channel is the square of the two before it.
         unit, place = F.normalize(mean[..., :-3], dim=-1), mean[..., -3:-1]
         mean = torch.cat([unit, place, place.square().sum(-1, keepdim=True)], dim=-1)
