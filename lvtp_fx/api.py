@@ -168,5 +168,5 @@ def captured_of(model: nn.Module | ExportedProgram | Capture, example_inputs: An
     return capture(model, args, kwargs)
 
 
-def _flops(captured: Capture, module: nn.Module) -> float:
+def _flops(captured: Capture, module: fx.GraphModule) -> float:
     return cost.measured_flops(module, captured.args, captured.kwargs, batch_size(captured.args, captured.kwargs))

@@ -161,7 +161,7 @@ def _grid_tokens(plan: Plan) -> int:
     return plan.trunk.grid[0] * plan.trunk.grid[1]
 
 
-def measured_flops(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> float:
+def measured_flops(module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> float:
     """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done, unless a shape depends
     on values (`mask[torch.where(...)]`).
 
