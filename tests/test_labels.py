@@ -102,6 +102,15 @@ def test_unify_refuses_tokens_beside_anything_but_the_same_tokens(other: Axis) -
     assert unify([other, plain(15), (token(GRID),)]) is None
 
 
+def test_unify_lines_windows_up_with_the_tokens_they_are_put_together_to() -> None:
+    """Parts of rows and of columns, as many as tokens: what they are parts of was computed on the full grid."""
+    windows = (Factor(Kind.HEIGHT, 3), *plain(2), Factor(Kind.WIDTH, 3), *plain(4))
+    whole = (token((6, 12)),)
+    assert unify([windows, whole]) == unify([whole, windows]) == unify([windows, plain(72), whole]) == whole
+    assert unify([windows, windows]) == windows
+    assert unify([(BATCH, *windows), whole]) is None
+
+
 def test_unify_of_broadcast_axes_alone_is_one() -> None:
     assert unify([plain(1), plain(1)]) == plain(1)
     assert unify([]) == plain(1)

@@ -114,10 +114,15 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
             result = axis
         elif not is_plain(axis) and axis != result:
             tokens = [a for a in (result, axis) if has_kind(a, Kind.TOKEN)]
-            if len(tokens) != 1 or any(has_kind(a, Kind.BATCH) for a in (result, axis)):
+            if len(tokens) != 1 or not _is_of_an_image(axis if tokens[0] is result else result):
                 return None
             result = tokens[0]
     return one if result is None else result
+
+
+def _is_of_an_image(axis: Axis) -> bool:
+    """Parts of rows and of columns in one axis."""
+    return {f.kind for f in axis} - {Kind.PLAIN} == {Kind.HEIGHT, Kind.WIDTH}
 
 
 def regroup(label: Label, shape: Sequence[int]) -> tuple[Label | None, bool]:
