@@ -23,6 +23,8 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.run_graph import cloned
 from lvtp_fx.twin import left_alone
 
+WITHOUT_FLEX = "write flex_attention as F.scaled_dot_product_attention with a mask, or pass the encoder alone"
+
 
 def check_devices(model: nn.Module) -> None:
     places: dict[str, str] = {}
@@ -105,8 +107,7 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
     elif "PackedParams" in str(error):
         why, hint = "torch.export has no ops for packed quantised layers", "transform the float model, then quantise it"
     elif "FlexAttention" in str(error):
-        why, hint = "torch.export traces it as in training, which it does not support here", \
-            "write flex_attention as F.scaled_dot_product_attention with a mask, or pass the encoder alone"
+        why, hint = "torch.export traces it as in training, which it does not support here", WITHOUT_FLEX
     elif "register a pytree" in str(error) or _met_unknown_class(error):
         why = "a graph returns tensors in tuples, lists, dicts and registered classes only"
         hint = "torch.export.register_dataclass(TheClass) for a dataclass, before lvtp_fx.transform"

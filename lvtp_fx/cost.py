@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lvtp_fx.capture import TRACING
-from lvtp_fx.capture_refusals import first_line
+from lvtp_fx.capture_refusals import WITHOUT_FLEX, first_line
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.kept_state import kept_state
 from lvtp_fx.passes.axes.contract import spell
@@ -197,7 +197,7 @@ def _no_count(module: torch.nn.Module, error: Exception) -> LvtpError:
         Code.CAPTURE_FAILED, where=f"the captured graph ({', '.join(sorted(higher)) or 'an op'})",
         expected="ops that torch.utils.flop_counter can count", got=first_line(error)[:120],
         why="tokens are dropped for a share of the FLOPs",
-        hint="write flex_attention as F.scaled_dot_product_attention with a mask, or pass the encoder alone",
+        hint=WITHOUT_FLEX,
     )
 
 

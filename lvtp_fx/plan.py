@@ -150,6 +150,11 @@ class Plan:
     clock: Clock | None = None
 
     @property
+    def nearest_miss(self) -> Miss | None:
+        """The attention that is not used, but nearest to it."""
+        return max(self.misses, key=lambda miss: miss.near, default=None)
+
+    @property
     def later(self) -> tuple[LaterStream, ...]:
         """The streams behind the encoder that are to be reduced too."""
         return self.trunk.later if self.trunk is not None and self.config.decoder == "reduced" else ()

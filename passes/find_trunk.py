@@ -136,7 +136,7 @@ def _trunk(
 
 def refuse_unmatched(plan: Plan) -> LvtpError:
     """The error where no attention can be used: it names the nearest miss and why."""
-    nearest = max(plan.misses, key=lambda m: m.near, default=None)
+    nearest = plan.nearest_miss
     return LvtpError(
         Code.ATTENTION_NOT_MATCHED,
         where=nearest.where if nearest else "the whole graph",

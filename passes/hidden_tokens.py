@@ -17,8 +17,8 @@ from torch import fx
 
 from lvtp_fx.ops.registry import edition
 from lvtp_fx.passes.axes.flow import argument
-from lvtp_fx.passes.axes.label import token_factor
 from lvtp_fx.passes.coerce import Coercer, SpaceNodes
+from lvtp_fx.passes.remember import attended
 from lvtp_fx.passes.residual_streams import value_graph
 from lvtp_fx.plan import AttentionMatch, Plan
 
@@ -43,8 +43,10 @@ def find_hiding(plan: Plan) -> Hiding:
     """Of the attentions over the tokens, in the encoder and in later streams that are reduced."""
     if plan.trunk is None:
         return Hiding()
-    given, alike = _of_inputs(plan), _Alike()
     masks = {a: argument(a.node, 3, "attn_mask") for a in plan.attentions if _reads_tokens(plan, a)}
+    if not any(masks.values()):  # most models: the graph need not be searched
+        return Hiding()
+    given, alike = _of_inputs(plan), _Alike()
     first = next((mask for mask in masks.values() if mask in given), None)
     if any(mask not in given or not _before(mask).isdisjoint(plan.trunk.members) for mask in masks.values()):
         return Hiding(first)
@@ -82,11 +84,8 @@ def full_grid(
 def _reads_tokens(plan: Plan, attention: AttentionMatch) -> bool:
     """Whether it may run on fewer tokens, and its keys are some."""
     assert plan.trunk is not None
-    k, uses = attention.node.args[1], plan.flows[attention.node].uses
-    if attention.node not in plan.reducible or not isinstance(k, fx.Node) or k not in uses:
-        return False
-    factor = token_factor(uses[k][-2])
-    return factor is not None and factor.grid == plan.trunk.grid
+    _, keys = attended(plan, attention.node)
+    return attention.node in plan.reducible and keys is not None and keys.grid == plan.trunk.grid
 
 
 def _of_inputs(plan: Plan) -> set[fx.Node]:

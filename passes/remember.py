@@ -25,23 +25,23 @@ def hook_records(plan: Plan) -> Iterator[HookRecord]:
     full grid (from a convolution over it) runs on all tokens, and has none to mask."""
     reducible = plan.reducible
     for match in plan.attentions:
-        if match.node in reducible and plan.spaces[match.node] and _ends(plan, match)[1] is not None:
+        if match.node in reducible and plan.spaces[match.node] and attended(plan, match.node)[1] is not None:
             yield hook_record(plan, match)
 
 
 def hook_record(plan: Plan, match: AttentionMatch) -> HookRecord:
     """One attention whose keys are tokens of the grid."""
-    rows, columns = _ends(plan, match)
+    rows, columns = attended(plan, match.node)
     assert columns is not None
     return HookRecord(match.hook, plan.spaces[match.node], columns.before, columns.after,
                       (rows.before, rows.after) if rows is not None else None, _batch_place(plan.labels[match.node]))
 
 
-def _ends(plan: Plan, match: AttentionMatch) -> tuple[Factor | None, Factor | None]:
+def attended(plan: Plan, attention: fx.Node) -> tuple[Factor | None, Factor | None]:
     """The tokens of the queries and of the keys of an attention, where these are tokens."""
-    uses = plan.flows[match.node].uses
+    uses = plan.flows[attention].uses
     rows, columns = (token_factor(uses[n][-2]) if isinstance(n, fx.Node) and n in uses else None
-                     for n in match.node.args[:2])
+                     for n in attention.args[:2])
     return rows, columns
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import argument
-from lvtp_fx.passes.axes.label import Kind, Label, length, plain, token_factor
+from lvtp_fx.passes.axes.label import Kind, Label, length, plain
 from lvtp_fx.passes.coerce import Coercer, arranged_rank
+from lvtp_fx.passes.remember import attended
 from lvtp_fx.passes.rewrite_sizes import resized
 from lvtp_fx.plan import Plan
 from lvtp_fx.strategies import SiteNodes
@@ -34,9 +35,7 @@ def site_mask(
 
 def key_ends(plan: Plan, attention: fx.Node) -> tuple[int, int]:
     """Prefix and suffix tokens of the keys of an attention of the encoder."""
-    k = attention.args[1]
-    assert isinstance(k, fx.Node)
-    factor = token_factor(plan.flows[attention].uses[k][-2])
+    _, factor = attended(plan, attention)
     assert factor is not None
     return factor.before, factor.after
 

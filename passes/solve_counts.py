@@ -130,8 +130,7 @@ class SolveCounts:
         why = f"all before block {first} and after the encoder runs on the full grid"
         if least := _least(plan):
             why += f", and strategy={plan.config.strategy!r} keeps at least {least} of the tokens of a site"
-        if plan.misses:
-            nearest = max(plan.misses, key=lambda miss: miss.near)
+        if nearest := plan.nearest_miss:
             why += f"; {len(plan.misses)} attentions are not used, the nearest miss at {nearest.where}: " \
                    f"{nearest.reason}"
         return LvtpError(
