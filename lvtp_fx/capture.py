@@ -181,9 +181,10 @@ def _finish(
     fixed = next((s for s in known if s is not None), 1)
     if not symbolic and not note:
         note = f"the batch size is fixed at {fixed}: {specialised}"
-    cleaned, names = clean(module), program.state_dict.keys()
+    batch = BATCH_STAND_IN if symbolic else fixed
+    cleaned, names = clean(module, batch), program.state_dict.keys()
     leave_out_constants(cleaned, names)
-    return Capture(cleaned, BATCH_STAND_IN if symbolic else fixed, args, kwargs, note, _thawed(program),
+    return Capture(cleaned, batch, args, kwargs, note, _thawed(program),
                    found.read, found.assigned, unread(module, cleaned, names))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import fx
 
+from lvtp_fx.flat_rows import flatten_rows
 from lvtp_fx.fold_masks import fold_masks
 from lvtp_fx.join_writes import join_writes
 from lvtp_fx.passes.attention_scores import same
@@ -24,10 +25,11 @@ OTHER_NAMES = {  # of ops with the same overloads
 }
 
 
-def clean(module: fx.GraphModule) -> fx.GraphModule:
+def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
     """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
-    nothing; let views be reshapes, since gathered values have other strides than the captured ones, and writes into
-    parts joins; give ops that torch has under two names one of them (`torch.multiply` is `mul`)."""
+    nothing; let views be reshapes, since gathered values have other strides than the captured ones, writes into parts
+    joins, and tokens in rows and columns one axis; give ops that torch has under two names one of them
+    (`torch.multiply` is `mul`). `batch` stands for the batch size."""
     graph = copy_graph(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
@@ -50,6 +52,7 @@ def clean(module: fx.GraphModule) -> fx.GraphModule:
                 graph.erase_node(node)
     join_writes(graph)
     fold_masks(graph)
+    flatten_rows(graph, batch)
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)

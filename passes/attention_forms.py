@@ -133,8 +133,13 @@ def _order(order: list[int]) -> tuple[int, ...]:
 def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """Insert a call and infer its value from its operands' fake values."""
     node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = fake_value(target, args, kwargs)
+    return node
+
+
+def fake_value(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call gives on the fake values of its operands."""
     fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     # Else torch 2.11 reads the free batch size as a number, in the C++ of an op that is made of others, and fixes it.
     with enable_python_dispatcher():
-        node.meta["val"] = target(*fake_args, **fake_kwargs)
-    return node
+        return target(*fake_args, **fake_kwargs)

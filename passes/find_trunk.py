@@ -50,8 +50,8 @@ class FindTrunk:
         later = later_streams(plan, flow, streams, states, candidates) if own else ()
         used = {a.node for a in own}.union(a.node for stream in later for a in stream.attentions)
         reason = "it is not part of the residual stream with the most attention blocks" if own else \
-            "no residual stream [batch, tokens, channels] leads through it (tokens kept as rows and columns between " \
-            "blocks, a batch that the model makes itself of views or frames, or a block without a skip connection)"
+            "no residual stream [batch, tokens, channels] leads through it (tokens that a convolution or windows mix " \
+            "in each block, a batch that the model makes of views or frames, or a block without a skip connection)"
         misses += [_miss(a, reason, 4) for a in candidates if a.node not in used]
         if not own:
             return replace(plan, misses=(*plan.misses, *misses))

@@ -9,12 +9,13 @@ import torch
 from torch import fx
 
 from lvtp_fx.batch_axis import BATCH_STAND_IN
-from lvtp_fx.passes.axes import complex_pairs, contract, pointwise, shape
+from lvtp_fx.passes.axes import complex_pairs, contract, parts, pointwise, shape
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, tensors
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
 from lvtp_fx.plan import Plan
 
 aten = torch.ops.aten
+RULES = (pointwise.RULES, shape.RULES, parts.RULES, contract.RULES, complex_pairs.RULES)
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.convolution.default)
 
 
@@ -34,15 +35,21 @@ class LabelAxes:
     name: ClassVar[str] = "label_axes"
 
     def __call__(self, plan: Plan) -> Plan:
-        labels: dict[fx.Node, Any] = {}
-        flows: dict[fx.Node, Flow] = {}
-        reader = Reader(labels, size_reader(plan.batch), plan.batch, plan.batch == BATCH_STAND_IN)
-        for node in plan.graph_module.graph.nodes:
-            flow = infer(node, reader)
-            if flow.out is not None:
-                labels[node] = flow.out
-            flows[node] = flow
+        labels, flows = label_graph(plan.graph_module.graph, plan.batch)
         return replace(plan, labels=labels, flows=flows)
+
+
+def label_graph(graph: fx.Graph, batch: int) -> tuple[dict[fx.Node, Any], dict[fx.Node, Flow]]:
+    """Labels and flows of all nodes; `batch` stands for the batch size."""
+    labels: dict[fx.Node, Any] = {}
+    flows: dict[fx.Node, Flow] = {}
+    reader = Reader(labels, size_reader(batch), batch, batch == BATCH_STAND_IN)
+    for node in graph.nodes:
+        flow = infer(node, reader)
+        if flow.out is not None:
+            labels[node] = flow.out
+        flows[node] = flow
+    return labels, flows
 
 
 def size_reader(batch: int) -> Any:
@@ -78,7 +85,7 @@ def infer(node: fx.Node, reader: Reader) -> Flow:
 
 def rule_of(target: object) -> Rule | None:
     """The rule for an op, or None: then it needs the full grid."""
-    for rules in (pointwise.RULES, shape.RULES, contract.RULES, complex_pairs.RULES):
+    for rules in RULES:
         if rule := rules.get(target):
             return rule
     return pointwise.pointwise if pointwise.is_pointwise(target) else None

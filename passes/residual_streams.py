@@ -16,11 +16,13 @@ from lvtp_fx.passes.axes.pointwise import is_pointwise
 from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
 aten = torch.ops.aten
-_ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
+ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
+_PERMUTATIONS = (aten.permute.default, aten.transpose.int)
 # What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
 _SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
-                aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default)
+                aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default,
+                *_PERMUTATIONS)
 
 
 def value_graph(plan: Plan) -> nx.DiGraph:
@@ -62,10 +64,12 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
         bases.add(base)
     summed = set(links)
     for base in bases:  # post-norm blocks and the like: the base of the next add is the stream seen through a norm
-        node = base
-        while (seen := _seen_through(plan, node)) and (node is base or node not in summed):
-            links.add_edge(seen, node)
-            node = seen
+        path = [base]
+        while (seen := _seen_through(plan, path[-1])) and (len(path) == 1 or path[-1] not in summed):
+            path.append(seen)
+        if path[-1] not in summed:  # where the stream begins: its axes moved to where they are in it
+            path = path[: next((i + 1 for i, node in enumerate(path) if node.target in _PERMUTATIONS), len(path))]
+        nx.add_path(links, path)
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     return [sorted(component, key=order.__getitem__) for component in nx.connected_components(links)]
 
@@ -85,7 +89,7 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     before: dict[fx.Node, fx.Node] = {}
     for node in plan.graph_module.graph.nodes:
-        if node.target not in _ADDS or not is_state(plan, node):
+        if node.target not in ADDS or not is_state(plan, node):
             continue
         uses = plan.flows[node].uses  # what windows put together again is a state as it is read here
         terms = sorted({n for n in tensors(node) if is_state(plan, n, uses.get(n))}, key=order.__getitem__)

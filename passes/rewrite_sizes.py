@@ -11,7 +11,7 @@ from torch import fx
 
 from lvtp_fx.passes.axes.flow import Flow, argument
 from lvtp_fx.passes.axes.label import Axis, Kind, Label, length, token_factor
-from lvtp_fx.passes.axes.shape import slice_bounds
+from lvtp_fx.passes.axes.parts import slice_bounds
 
 aten = torch.ops.aten
 _SHAPED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)

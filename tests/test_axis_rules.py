@@ -20,9 +20,8 @@ from lvtp_fx.capture import capture
 from lvtp_fx.clean_graph import OTHER_NAMES
 from lvtp_fx.config import Config
 from lvtp_fx.passes import pipeline
-from lvtp_fx.passes.axes import complex_pairs, contract, pointwise, shape
 from lvtp_fx.passes.axes.label import Factor, Kind, Label, token_axes, token_factor
-from lvtp_fx.passes.label_axes import LabelAxes
+from lvtp_fx.passes.label_axes import RULES, LabelAxes
 from lvtp_fx.plan import Plan
 
 aten = torch.ops.aten
@@ -445,7 +444,7 @@ def test_pairs_of_images_need_the_full_grid() -> None:
 
 def test_every_rule_is_tested() -> None:
     tested = {target for target, _, _ in (*FOLLOWED.values(), *REFUSED.values())}
-    rules = {**pointwise.RULES, **shape.RULES, **contract.RULES, **complex_pairs.RULES}
+    rules = {target: rule for table in RULES for target, rule in table.items()}
     # The same functions under other names, which capture writes in the tested ones.
     others = {aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
               aten.chunk.default, aten.to.dtype_layout, aten.to.device, aten.contiguous.default,

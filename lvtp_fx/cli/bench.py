@@ -12,8 +12,9 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.cli.command import command
-from lvtp_fx.cli.options import Json, ModelOptions, PruningOptions
+from lvtp_fx.cli.options import Json, ModelOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
+from lvtp_fx.cli.pruning import PruningOptions
 from lvtp_fx.cli.timing import WARM_UP, Latency, Run, compiled, latencies
 
 

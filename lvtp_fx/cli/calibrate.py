@@ -11,8 +11,9 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.options import Images, Json, ModelOptions, PruningOptions, read_config, write_config
+from lvtp_fx.cli.options import Images, Json, ModelOptions
 from lvtp_fx.cli.output import bar, print_json, print_notes, step
+from lvtp_fx.cli.pruning import PruningOptions, read_config, write_config
 from lvtp_fx.cli.source import Data, Split, check_classes, check_given, unfit
 from lvtp_fx.models.boundary import valid_pixels
 from lvtp_fx.models.datasets import Labelled, open_dataset

@@ -13,8 +13,9 @@ import typer
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
 from lvtp_fx.cli.label_maps import LabelMaps, check_folders, check_palette, origin
-from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions, WindowOptions
+from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, print_table, step, track
+from lvtp_fx.cli.pruning import PruningOptions
 from lvtp_fx.cli.source import Data, Source, Split, check_classes, check_given, labelled, unfit, unlabelled
 from lvtp_fx.models.datasets import Labelled
 from lvtp_fx.models.metrics import SegmentationMeter

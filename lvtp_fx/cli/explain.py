@@ -15,8 +15,9 @@ from lvtp_fx import api
 from lvtp_fx.capture import Capture
 from lvtp_fx.cli.bench import device_name, timed
 from lvtp_fx.cli.command import REFUSED, check_writable, command
-from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
+from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions
 from lvtp_fx.cli.output import print_json, print_notes, step
+from lvtp_fx.cli.pruning import PruningOptions
 from lvtp_fx.cli.timing import Latency
 from lvtp_fx.config import Config
 from lvtp_fx.errors import one_line

@@ -12,8 +12,9 @@ import typer
 import lvtp_fx
 from lvtp_fx.cli.command import REFUSED, check_writable, command
 from lvtp_fx.cli.label_maps import LabelMaps, check_folders, check_palette, origin
-from lvtp_fx.cli.options import Json, Limit, ModelOptions, PruningOptions, WindowOptions
+from lvtp_fx.cli.options import Json, Limit, ModelOptions, WindowOptions
 from lvtp_fx.cli.output import print_json, print_notes, step, track
+from lvtp_fx.cli.pruning import PruningOptions
 from lvtp_fx.cli.source import unlabelled
 from lvtp_fx.errors import LvtpError, one_line
 from lvtp_fx.ranks import joined

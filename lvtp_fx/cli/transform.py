@@ -12,8 +12,9 @@ from torch import fx
 
 import lvtp_fx
 from lvtp_fx.cli.command import check_writable, command
-from lvtp_fx.cli.options import Json, ModelOptions, PruningOptions
+from lvtp_fx.cli.options import Json, ModelOptions
 from lvtp_fx.cli.output import print_json, print_notes, step
+from lvtp_fx.cli.pruning import PruningOptions
 
 Save = Callable[[fx.GraphModule, tuple[torch.Tensor, ...], Path], object]
 KINDS = ".onnx for ONNX, .aoti.pt2 for AOTInductor, .pt2 for an exported program"

@@ -8,8 +8,9 @@ import typer
 
 import lvtp_fx
 from lvtp_fx.cli.command import command
-from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions, PruningOptions
+from lvtp_fx.cli.options import Images, Json, Limit, ModelOptions
 from lvtp_fx.cli.output import print_json, print_notes, step
+from lvtp_fx.cli.pruning import PruningOptions
 from lvtp_fx.models.images import find_images, read_image
 
 

@@ -101,8 +101,8 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
     """The one label of axes that one op lines up, or None where two labels contradict each other.
 
     A plain axis of the same length takes the other's label: the op itself lines its entries up with the tokens
-    (a position embedding, a RoPE table, a mask). So does one of parts of an image (windows put together again), beside
-    the tokens.
+    (a position embedding, a RoPE table, a mask). So does one of parts (windows put together again) beside the whole:
+    of an image beside the tokens, of rows beside the rows.
     """
     result: Axis | None = None
     one = plain(1)
@@ -113,16 +113,19 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
         if result is None or is_plain(result):
             result = axis
         elif not is_plain(axis) and axis != result:
-            tokens = [a for a in (result, axis) if has_kind(a, Kind.TOKEN)]
-            if len(tokens) != 1 or not _is_of_an_image(axis if tokens[0] is result else result):
+            if _is_made_of(result, axis):
+                result = axis
+            elif not _is_made_of(axis, result):
                 return None
-            result = tokens[0]
     return one if result is None else result
 
 
-def _is_of_an_image(axis: Axis) -> bool:
-    """Parts of rows and of columns in one axis."""
-    return {f.kind for f in axis} - {Kind.PLAIN} == {Kind.HEIGHT, Kind.WIDTH}
+def _is_made_of(axis: Axis, whole: Axis) -> bool:
+    """Whether an axis holds the parts of what another one is."""
+    kinds = {f.kind for f in axis} - {Kind.PLAIN}
+    if has_kind(whole, Kind.TOKEN):
+        return kinds == {Kind.HEIGHT, Kind.WIDTH}
+    return len(whole) == 1 and whole[0].kind in (Kind.HEIGHT, Kind.WIDTH) and kinds == {whole[0].kind}
 
 
 def regroup(label: Label, shape: Sequence[int]) -> tuple[Label | None, bool]:

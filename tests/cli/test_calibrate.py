@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import lvtp_fx
-from lvtp_fx.cli.options import read_config
+from lvtp_fx.cli.pruning import read_config
 from tests.cli.helpers import MODEL, Call, found, named, only_line
 
 

@@ -12,8 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from lvtp_fx.cli.command import command
-from lvtp_fx.cli.options import PruningOptions, Strategy, read_config, size_of, write_config
+from lvtp_fx.cli.options import size_of
 from lvtp_fx.cli.output import bar, print_json, step, track
+from lvtp_fx.cli.pruning import PruningOptions, Strategy, read_config, write_config
 from lvtp_fx.config import Config, resolve
 from lvtp_fx.errors import Code, LvtpError, one_line
 

@@ -1,0 +1,175 @@
+"""Tokens that a model keeps as rows and columns between its blocks (SAM, ViTDet), put on one axis."""
+
+from __future__ import annotations
+
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from lvtp_fx.flat_ops import RESHAPES, Layout, Rewriter, layout_of, reshaped, written
+from lvtp_fx.passes.attention_forms import call, fake_value
+from lvtp_fx.passes.attention_scores import same
+from lvtp_fx.passes.label_axes import label_graph
+from lvtp_fx.passes.match_attention import SOFTMAXES
+from lvtp_fx.passes.residual_streams import ADDS
+
+aten = torch.ops.aten
+_PERMUTATIONS = (aten.permute.default, aten.transpose.int)
+_ATTENTION = (*SOFTMAXES, aten.scaled_dot_product_attention.default)
+
+
+def flatten_rows(graph: fx.Graph, batch: int) -> None:
+    """Merges rows and columns of the tokens where a residual stream with attention keeps them apart, from the sums
+    outwards as far as each op allows it; the same numbers in the same order. `batch` stands for the batch size.
+
+    Changes `graph`; leaves dead nodes to the caller.
+
+        before                                          after
+        x1 = add(x0, attention)       [B, 14, 14, C]    x1 = add(flatten(x0), ...)               [B, 196, C]
+        linear(layer_norm(x1))        [B, 14, 14, C]    linear(layer_norm(x1))                   [B, 196, C]
+        reshape(x1, [B, 2, 7, 2, 7, C])                 the same
+        conv2d(permute(x1))           [B, C, 14, 14]    conv2d(unflatten(permute(x1), 2, [14, 14]))
+    """
+    nodes = list(graph.nodes)
+    sums = [n for n in nodes if n.target in ADDS and n.meta["val"].ndim > 3]
+    if not sums or not any(n.target in _ATTENTION for n in nodes):
+        return
+    labels, _ = label_graph(graph, batch)
+    order = {n: i for i, n in enumerate(nodes)}
+    seeds: dict[fx.Node, tuple[int, int]] = {}
+    for node in sums:
+        pair = _pair(labels[node])
+        if pair and _around_attention(node, labels, order):
+            seeds[node] = pair
+    if seeds:
+        _Merging(graph, labels, set(seeds.values()), set(seeds)).run()
+
+
+def _pair(label: Any) -> tuple[int, int] | None:
+    """Rows and columns of a state [B, h, w, C] or [B, C, h, w]."""
+    sizes = {axis[0].kind.value: axis[0].size for axis in label if len(axis) == 1}
+    if len(label) != 4 or set(sizes) != {"batch", "height", "width", "plain"}:
+        return None
+    return sizes["height"], sizes["width"]
+
+
+def _around_attention(node: fx.Node, labels: dict[fx.Node, Any], order: dict[fx.Node, int]) -> bool:
+    """Whether a sum adds to a stream what an attention made of it."""
+    terms = [n for n in node.all_input_nodes if len(labels.get(n, ())) == 4]
+    for stream in terms:
+        for term in terms:
+            before = _between(stream, term, order)
+            if stream in before and any(
+                    n.target in _ATTENTION and stream in _between(stream, n, order) for n in before):
+                return True
+    return False
+
+
+def _between(first: fx.Node, last: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
+    """What `last` is computed from, back to `first`."""
+    seen: set[fx.Node] = set()
+    queue = [last]
+    while queue:
+        for operand in queue.pop().all_input_nodes:
+            if operand not in seen and order[operand] >= order[first]:
+                seen.add(operand)
+                queue.append(operand)
+    return seen
+
+
+class _Merging:
+    """The nodes whose pairs are merged, `members`, and how they looked before."""
+
+    def __init__(
+        self, graph: fx.Graph, labels: dict[fx.Node, Any], grids: set[tuple[int, int]], seeds: set[fx.Node]
+    ) -> None:
+        self.graph, self.labels, self.grids = graph, labels, grids
+        self.values = {n: n.meta.get("val") for n in graph.nodes}
+        self.apart: dict[fx.Node, fx.Node] = {}
+        self.members: set[fx.Node] = set()
+        looking = Rewriter(self.layout, lambda node, layout, shape: node)
+        queue = [n for n in seeds if written(n, looking)]
+        while queue:
+            node = queue.pop()
+            if node in self.members:
+                continue
+            self.members.add(node)
+            queue += [n for n in (*node.all_input_nodes, *node.users)
+                      if n not in self.members and self.layout(n) and written(n, looking)]
+        for node in reversed(graph.nodes):  # the last permutations, before a convolution, are better made of rows
+            if node.target in _PERMUTATIONS and self.members.isdisjoint(node.users):
+                self.members.discard(node)
+
+    def layout(self, node: fx.Node) -> Layout | None:
+        return layout_of(self.labels.get(node, ()), self.grids)
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            with self.graph.inserting_before(node):
+                if node in self.members:
+                    found = written(node, Rewriter(self.layout, self.merged)) if node.target is not getitem else None
+                    node.target, node.args, node.kwargs = found or (node.target, node.args, node.kwargs)
+                    node.meta["val"] = fake_value(node.target, node.args, dict(node.kwargs))
+                else:
+                    self._read(node)
+        for node in self.graph.find_nodes(op="call_function", target=aten.reshape.default):
+            source = node.args[0]
+            if same(source.meta["val"].shape, node.meta["val"].shape):  # what merged the tokens by itself
+                node.replace_all_uses_with(source)
+                self.graph.erase_node(node)
+
+    def _read(self, node: fx.Node) -> None:
+        """A node outside reads merged values as they were, unless it is a view, which reads them as they are."""
+        if node.target in RESHAPES and node.args[0] in self.members:
+            shape = reshaped(node)
+            if shape is not None:
+                node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], shape), {}
+                return
+        if node.target is aten.sym_size.int and node.args[0] in self.members:
+            source, dim = node.args
+            assert isinstance(source, fx.Node) and isinstance(dim, int)
+            layout = self.layout(source)
+            assert layout is not None
+            node.args = (source, layout.at(dim))  # merged sizes are numbers, which nobody asks for
+            return
+        for operand in node.all_input_nodes:
+            if operand in self.members and isinstance(self.values[operand], torch.Tensor):
+                node.replace_input_with(operand, self._apart(operand))
+
+    def _apart(self, node: fx.Node) -> fx.Node:
+        """A merged value as it was before."""
+        if node not in self.apart:
+            layout, x = self.layout(node), node
+            assert layout is not None
+            for pair in layout.pairs:
+                with self.graph.inserting_after(x):
+                    x = self._call(node, aten.unflatten.int, x, pair, list(self.values[node].shape[pair : pair + 2]))
+            self.apart[node] = x
+        return self.apart[node]
+
+    def merged(self, node: fx.Node, layout: Layout, shape: Any) -> fx.Node:
+        """As of `Rewriter`."""
+        lead = layout.rank - self.values[node].ndim
+        pairs = [pair - lead for pair in layout.pairs if pair + 1 >= lead]
+        sides = [list(shape[pair : pair + 2]) for pair in layout.pairs if pair + 1 >= lead]
+        own = self.layout(node) if node in self.members else None
+        if own and list(own.pairs) == pairs:
+            return node
+        x = self._apart(node) if node in self.members else node
+        for pair, side in zip(reversed(pairs), reversed(sides), strict=True):
+            if pair < 0:  # [w, C] beside [B, h, w, C]
+                x, pair = self._call(node, aten.unsqueeze.default, x, 0), 0
+            sizes = list(x.meta["val"].shape)
+            if sizes[pair : pair + 2] not in (side, [1, 1]):
+                whole = [-1] * pair + side + [-1] * (len(sizes) - pair - 2)
+                x = self._call(node, aten.expand.default, x, whole)
+            x = self._call(node, aten.flatten.using_ints, x, pair, pair + 1)
+        return x
+
+    def _call(self, source: fx.Node, target: Any, *args: Any) -> fx.Node:
+        """A new node, at the place in the model of the value that it is a view of."""
+        new = call(self.graph, target, *args)
+        new.meta = {**source.meta, **new.meta}
+        return new

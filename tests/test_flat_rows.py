@@ -1,0 +1,223 @@
+"""Tokens kept as rows and columns between the blocks, [B, 8, 8, C]: one axis of tokens in the captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lvtp_fx
+from lvtp_fx.models.random_weights import randomise
+from tests.tiny import Attention, C, D, H, PreNorm, captured, fused, picture
+
+aten = torch.ops.aten
+Step = Callable[["Stepping", Tensor], Tensor]  # (parameters, the stream [B, 8, 8, C]) -> the same
+
+
+class Rows(PreNorm):
+    """Attention over all 64 tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x).flatten(1, 2)).view(x.shape)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Windows(PreNorm):
+    """Attention in windows of 4 x 4."""
+
+    side = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, s = x.shape[0], self.side
+        y = F.pad(self.norm1(x), (0, 0, 0, -8 % s, 0, -8 % s)) if 8 % s else self.norm1(x)
+        n = y.shape[1] // s
+        y = y.view(B, n, s, n, s, C).permute(0, 1, 3, 2, 4, 5).reshape(B * n * n, s * s, C)
+        y = self.attention(y).view(B, n, n, s, s, C).permute(0, 1, 3, 2, 4, 5).reshape(B, n * s, n * s, C)
+        x = x + (y[:, :8, :8].contiguous() if 8 % s else y)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class Padded(Windows):
+    """Windows of 3 x 3, the grid padded to 9 x 9."""
+
+    side = 3
+
+
+class Planes(Rows):
+    """Channels first between the blocks, as in ViTDet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Merging(Rows):
+    """Merges rows and columns by itself for what follows the attention, as timm's SAM does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x).flatten(1, 2)).view(x.shape)
+        y = x.reshape(x.shape[0], 64, C)
+        out: Tensor = (y + self.mlp(self.norm2(y))).reshape(x.shape)
+        return out
+
+
+class Convolved(Rows):
+    """A convolution over the grid behind the block."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__(attention)
+        self.conv = nn.Conv2d(C, C, 3, padding=1, groups=C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Relative(Rows):
+    """Scores with a bias for the distance in rows and one for that in columns, as in SAM; `apart`: added to scores
+    [B * H, 8, 8, 8, 8], as in ViTDet."""
+
+    apart = False
+
+    def __init__(self, _: nn.Module) -> None:
+        super().__init__(Attention(fused))
+        self.rows, self.columns = (nn.Parameter(torch.randn(8, 8, D)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, inner = x.shape[0], self.attention
+        assert isinstance(inner, Attention)
+        qkv = inner.qkv(self.norm1(x)).reshape(B, 64, 3, H, D).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, -1, 64, D).unbind(0)
+        grid = q.reshape(-1, 8, 8, D)
+        rows = torch.einsum("bhwc,hkc->bhwk", grid, self.rows)[..., :, None]
+        columns = torch.einsum("bhwc,wkc->bhwk", grid, self.columns)[..., None, :]
+        scores = (q * D**-0.5) @ k.transpose(-2, -1)
+        if self.apart:
+            scores = (scores.view(-1, 8, 8, 8, 8) + rows + columns).view(scores.shape)
+        else:
+            scores = scores + (rows + columns).reshape(scores.shape)
+        y = (scores.softmax(-1) @ v).view(B, H, 8, 8, D).permute(0, 2, 3, 1, 4).reshape(B, 8, 8, C)
+        x = x + inner.proj(y)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+class RelativeApart(Relative):
+    apart = True
+
+
+class TinyRows(nn.Module):
+    """Patch embedding, blocks, norm and head on [B, 8, 8, C] (`first`: [B, C, 8, 8]); an image to [B, 5, 8, 8]."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(C)
+        self.first = any(isinstance(block, Planes) for block in blocks)
+        self.conv, self.pos_embed = nn.Conv2d(3, C, 4, 4), nn.Parameter(torch.zeros(1, 8, 8, C))
+        self.neck = nn.Conv2d(C, 5, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv(image).permute(0, 2, 3, 1) + self.pos_embed
+        x = x.permute(0, 3, 1, 2) if self.first else x
+        for block in self.blocks:
+            x = block(x)
+        x = x.permute(0, 2, 3, 1) if self.first else x
+        out: Tensor = self.neck(self.norm(x).permute(0, 3, 1, 2))
+        return out
+
+
+class Stepping(Rows):
+    """A block, and a step of the stream behind its attention."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(Attention(fused))
+        self.step, self.table, self.numbers = step, nn.Parameter(torch.randn(8, 8, C)), nn.BatchNorm2d(C)
+        self.up, self.matrix = nn.Linear(C, 2 * C), nn.Parameter(torch.randn(C, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x).flatten(1, 2)).view(x.shape)
+        return x + self.step(self, x)
+
+
+def made(*blocks: type[PreNorm]) -> nn.Module:
+    return randomise(TinyRows([block(Attention(fused)) for block in blocks]), seed=0).eval()
+
+
+KINDS: dict[str, tuple[tuple[type[PreNorm], ...], int]] = {  # blocks, and how many readers need all tokens
+    "global": ((Rows,) * 4, 0), "windows": ((Windows, Rows, Windows, Rows), 1), "padded": ((Rows, Padded, Rows), 1),
+    "channels first": ((Planes,) * 3, 0), "merging": ((Merging,) * 3, 0), "a convolution": ((Convolved, Rows, Rows), 1),
+    "relative": ((Relative,) * 3, 0), "relative, apart": ((RelativeApart,) * 3, 0),
+}
+
+
+@pytest.mark.parametrize(("blocks", "readers"), KINDS.values(), ids=KINDS)
+def test_rows_are_one_axis_and_pruned(blocks: tuple[type[PreNorm], ...], readers: int) -> None:
+    model = made(*blocks)
+    dense = captured(model)
+    for batch in (1, 3):
+        torch.testing.assert_close(dense.module(picture(batch)), model(picture(batch)), rtol=0, atol=0)
+    fast = lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0,))
+    assert [block.path for block in fast.report.blocks] == [
+        f"blocks.{i}" + ("" if issubclass(block, Relative) else ".attention")
+        for i, block in enumerate(blocks) if not issubclass(block, Windows)]
+    assert fast.report.blocks[-1].tokens == 38
+    lvtp_fx.verify(dense, fast, (picture(3),))
+    restores = [n for n in fast.graph.nodes if n.target is torch.ops.lvtp.restore.default]
+    assert len(restores) == readers + 1  # and before the head
+
+
+def _gate(m: Stepping, x: Tensor) -> Tensor:
+    a, b = m.up(x).chunk(2, -1)
+    return a * b.sigmoid()  # type: ignore[no-any-return]
+
+
+def _shifted(m: Stepping, x: Tensor) -> Tensor:
+    return x - F.pad(x, (0, 0, 0, 0, 0, 1))[:, 1:]
+
+
+FLAT: dict[str, Step] = {
+    "a table": lambda m, x: x * m.table,
+    "a row of a table": lambda m, x: x * m.table[:1],
+    "a column of a table": lambda m, x: x * m.table[:, :1],
+    "a table of columns": lambda m, x: x * m.table[0],
+    "numbers of channels": lambda m, x: x * m.table[0, 0],
+    "softmax": lambda m, x: x.softmax(-1),
+    "softmax, channels first": lambda m, x: x.permute(0, 3, 1, 2).softmax(1).permute(0, 2, 3, 1),
+    "batch norm": lambda m, x: m.numbers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
+    "mean": lambda m, x: x - x.mean(-1, keepdim=True),
+    "variance": lambda m, x: x / (1 + x.var(-1).unsqueeze(-1)),
+    "halves": _gate,
+    "glu": lambda m, x: F.glu(m.up(x)),
+    "slices": lambda m, x: torch.cat([x[..., 8:], x[..., :8]], -1),
+    "a product": lambda m, x: x @ m.matrix,
+    "one channel": lambda m, x: x * x[..., 0].unsqueeze(-1) * x.select(-1, -1)[..., None],
+    "where": lambda m, x: torch.where(x > 0, x, m.table),
+    "casts": lambda m, x: x.double().clone().contiguous().float(),
+    "heads": lambda m, x: x.unflatten(-1, (H, D)).softmax(-1).flatten(3),
+    "a flat part": lambda m, x: m.up(x.flatten(1, 2))[..., :C].unflatten(1, (8, 8)),
+}
+APART: dict[str, Step] = {  # these ops need rows and columns
+    "a shift": _shifted,
+    "roll": lambda m, x: torch.roll(x, 1, 1),
+    "rows become columns": lambda m, x: x.transpose(1, 2).softmax(-1).transpose(1, 2),
+    "flip": lambda m, x: x.flip(2),
+    "mean of rows": lambda m, x: x - x.mean(1, keepdim=True),
+    "softmax over columns": lambda m, x: x.softmax(2),
+    "norm over columns": lambda m, x: F.layer_norm(x, (8, C)),
+}
+
+
+@pytest.mark.parametrize("step", [*FLAT.values(), *APART.values()], ids=[*FLAT, *APART])
+def test_a_step_of_the_stream_computes_the_same(step: Step, request: pytest.FixtureRequest) -> None:
+    model = randomise(TinyRows([Rows(Attention(fused)), Stepping(step), Rows(Attention(fused))]), seed=0).eval()
+    dense = captured(model)
+    torch.testing.assert_close(dense.module(picture(3)), model(picture(3)), rtol=0, atol=0)
+    fast = lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0,))
+    assert len(fast.report.blocks) == 3
+    lvtp_fx.verify(dense, fast, (picture(3),))
+    apart = sum(n.target is aten.unflatten.int for n in dense.module.graph.nodes)
+    assert apart == 1 + (step in APART.values())  # and before the neck
