@@ -11,7 +11,7 @@ from torch import fx
 from lvtp_fx.batch_axis import BATCH_STAND_IN
 from lvtp_fx.passes.axes import complex_pairs, contract, parts, pointwise, shape
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, tensors
-from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, plain
+from lvtp_fx.passes.axes.label import Factor, Kind, Label, has_kind, images, length, plain
 from lvtp_fx.plan import Plan
 
 aten = torch.ops.aten
@@ -115,6 +115,7 @@ def _unknown(node: fx.Node, reader: Reader) -> Flow:
     first = reader.label(operands[0])
     picture = len(first) == 4 and has_kind(first[2], Kind.HEIGHT) and has_kind(first[3], Kind.WIDTH)
     if picture or node.target in CONVOLUTIONS:
-        rows, columns = reader.sizes(value)[2:]
-        out = (*out[:2], (Factor(Kind.HEIGHT, rows),), (Factor(Kind.WIDTH, columns),))
+        count, channels, rows, columns = reader.sizes(value)
+        lead = images(first[0]) if first and length(first[0]) == count else out[0]
+        out = (lead, plain(channels), (Factor(Kind.HEIGHT, rows),), (Factor(Kind.WIDTH, columns),))
     return Flow(out, {}, reason)

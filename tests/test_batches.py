@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import lvtp_fx
+from lvtp_fx.capture import capture
 from lvtp_fx.models.random_weights import randomise
 from tests.tiny import Attention, C, H, N, PreNorm, TinyViT, fused, picture, vit
 
@@ -52,6 +53,75 @@ def test_what_mixes_images_agrees_with_the_oracle(name: str) -> None:
     fast = lvtp_fx.transform(model, (picture(),), **OPTIONS)
     assert lvtp_fx.verify(model, fast, (picture(),)).max_error < 2e-6
     assert [len(site.kept[0]) for site in lvtp_fx.decisions(fast, picture())] == [32, 16]
+
+
+class Clips(TinyViT):
+    """Makes a batch of several axes or batches: `embed` patches for `segment`, what it is given."""
+
+    def __init__(self, segment: Callable[[Clips, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__([PreNorm(Attention(fused)) for _ in range(3)])
+        self.segment, self.time = segment, nn.Linear(C, C)
+
+    def one(self, image: torch.Tensor) -> torch.Tensor:
+        return super().forward(image)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.segment(self, x)
+
+
+def _mirrored(m: Clips, x: torch.Tensor) -> torch.Tensor:
+    plain, mirrored = m.one(torch.cat([x, x.flip(-1)])).chunk(2)
+    return plain + mirrored.flip(-1)
+
+
+def _over_time(m: Clips, x: torch.Tensor) -> torch.Tensor:
+    """Frames tell each other between two blocks, place by place."""
+    y = m.embed(x.flatten(0, 1))
+    for i, block in enumerate(m.blocks):
+        y = block(y)
+        if i == 1:
+            apart = y.unflatten(0, x.shape[:2])
+            y = y + m.time(apart.mean(1, keepdim=True).expand_as(apart)).flatten(0, 1)
+    out: torch.Tensor = m.head(m.norm(y)).unflatten(0, x.shape[:2])
+    return out
+
+
+def _unfolded(m: Clips, x: torch.Tensor) -> torch.Tensor:
+    y = nn.functional.linear(nn.functional.unfold(x.flatten(0, 1), 4, stride=4).mT, m.embed.conv.weight.flatten(1))
+    for block in m.blocks:
+        y = block(y)
+    out: torch.Tensor = m.head(m.norm(y)).unflatten(0, x.shape[:2])
+    return out
+
+
+def frames(batch: int, seed: int = 1) -> torch.Tensor:
+    return picture(batch * 3, seed).unflatten(0, (batch, 3))
+
+
+MADE: dict[str, tuple[Callable[[Clips, torch.Tensor], torch.Tensor], Callable[[int], torch.Tensor], int, int]] = {
+    # what it does, its inputs, images in a batch of 2, blocks
+    "frames": (lambda m, x: m.one(x.flatten(0, 1)).unflatten(0, x.shape[:2]), frames, 6, 3),
+    "frames, their mean": (lambda m, x: m.one(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1), frames, 6, 3),
+    "frames, patches by unfold": (_unfolded, frames, 6, 3),
+    "mirror images": (_mirrored, picture, 4, 3),
+    "views": (lambda m, x: m.one(torch.cat(x.unbind(1))).unflatten(0, (3, -1)).transpose(0, 1), frames, 6, 3),
+    "frames that tell each other": (_over_time, frames, 6, 2),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_batch_that_the_model_makes_is_pruned_image_by_image(name: str) -> None:
+    segment, inputs, images, blocks = MADE[name]
+    model = randomise(Clips(segment), seed=0).eval()
+    dense = capture(model, (inputs(1),), {})
+    fast = lvtp_fx.transform(dense, **{**OPTIONS, "sites": (0,)})
+    assert len(fast.report.blocks) == blocks
+    x = inputs(2)
+    assert torch.equal(dense.module(x), model(x))
+    assert lvtp_fx.verify(dense, fast, (x,)).max_error < 2e-6
+    (decided,) = lvtp_fx.decisions(fast, x)
+    assert decided.kept.shape == (images, 32)
+    assert torch.allclose(fast(x[:1]), fast(x)[:1], atol=1e-5)
 
 
 class TwoImages(TinyViT):

@@ -78,6 +78,12 @@ def grids(label: Label | tuple[Label, ...]) -> set[tuple[int, int]]:
     return {f.grid for axis in label for f in axis if f.kind is Kind.TOKEN}  # type: ignore[union-attr]
 
 
+def images(axis: Axis) -> Axis:
+    """Axis 0 as an op over pictures reads it: one batch of images, also where the model made it of several axes (views,
+    frames) or batches (an image and its mirror image)."""
+    return (Factor(Kind.BATCH, length(axis)),) if has_kind(axis, Kind.BATCH) else axis
+
+
 def is_plain(axis: Axis) -> bool:
     return all(f.kind is Kind.PLAIN for f in axis)
 

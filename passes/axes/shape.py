@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, argument, named, tensors
-from lvtp_fx.passes.axes.label import Factor, Kind, is_plain, length, normal, plain, regroup
+from lvtp_fx.passes.axes.label import Factor, Kind, images, is_plain, length, normal, plain, regroup
 
 aten = torch.ops.aten
 
@@ -90,7 +90,7 @@ def unfold(node: fx.Node, reader: Reader) -> Flow:
         for n, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
     )
     patches = normal([Factor(Kind.HEIGHT, grid[0]), Factor(Kind.WIDTH, grid[1])])
-    out = (label[0], plain(reader.out_sizes(node)[1]), patches)
+    out = (images(label[0]), plain(reader.out_sizes(node)[1]), patches)
     return Flow(out, {}, "patches are cut from an image")
 
 
