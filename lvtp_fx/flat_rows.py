@@ -11,6 +11,7 @@ from torch import fx
 from lvtp_fx.flat_ops import RESHAPES, Layout, Rewriter, layout_of, reshaped, written
 from lvtp_fx.passes.attention_forms import call, fake_value
 from lvtp_fx.passes.attention_scores import same
+from lvtp_fx.passes.axes.label import grids
 from lvtp_fx.passes.label_axes import label_graph
 from lvtp_fx.passes.match_attention import SOFTMAXES
 from lvtp_fx.passes.residual_streams import ADDS
@@ -41,7 +42,7 @@ def flatten_rows(graph: fx.Graph, batch: int) -> None:
     seeds: dict[fx.Node, tuple[int, int]] = {}
     for node in sums:
         pair = _pair(labels[node])
-        if pair and _around_attention(node, labels, order):
+        if pair and _around_attention(node, pair, labels, order):
             seeds[node] = pair
     if seeds:
         _Merging(graph, labels, set(seeds.values()), set(seeds)).run()
@@ -55,14 +56,16 @@ def _pair(label: Any) -> tuple[int, int] | None:
     return sizes["height"], sizes["width"]
 
 
-def _around_attention(node: fx.Node, labels: dict[fx.Node, Any], order: dict[fx.Node, int]) -> bool:
-    """Whether a sum adds to a stream what an attention made of it."""
+def _around_attention(
+    node: fx.Node, grid: tuple[int, int], labels: dict[fx.Node, Any], order: dict[fx.Node, int]
+) -> bool:
+    """Whether a sum adds to a stream what an attention over all of its grid made of it."""
     terms = [n for n in node.all_input_nodes if len(labels.get(n, ())) == 4]
     for stream in terms:
         for term in terms:
             before = _between(stream, term, order)
-            if stream in before and any(
-                    n.target in _ATTENTION and stream in _between(stream, n, order) for n in before):
+            if stream in before and any(n.target in _ATTENTION and grid in grids(labels[n])
+                                        and stream in _between(stream, n, order) for n in before):
                 return True
     return False
 

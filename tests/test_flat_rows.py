@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import expecttest
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 import lvtp_fx
 from lvtp_fx.models.random_weights import randomise
-from tests.tiny import Attention, C, D, H, PreNorm, captured, fused, picture
+from tests.test_golden import lines
+from tests.tiny import Attention, C, D, H, PreNorm, TinyViT, captured, fused, picture
 
 aten = torch.ops.aten
 Step = Callable[["Stepping", Tensor], Tensor]  # (parameters, the stream [B, 8, 8, C]) -> the same
@@ -221,3 +223,84 @@ def test_a_step_of_the_stream_computes_the_same(step: Step, request: pytest.Fixt
     lvtp_fx.verify(dense, fast, (picture(3),))
     apart = sum(n.target is aten.unflatten.int for n in dense.module.graph.nodes)
     assert apart == 1 + (step in APART.values())  # and before the neck
+
+
+class Golden(expecttest.TestCase):
+    def test_captured(self) -> None:
+        """Convolutions read rows and columns, all else tokens."""
+        graph = captured(made(Convolved)).module.graph
+        self.assertExpectedInline(lines(graph), """\
+sym_size1 = aten.sym_size.int(image, 0)
+conv2d1 = aten.conv2d(image, conv_weight, conv_bias, [4, 4])
+flatten1 = aten.flatten.using_ints(conv2d1, 2, 3)
+permute1 = aten.permute(flatten1, [0, 2, 1])
+flatten2 = aten.flatten.using_ints(pos_embed, 1, 2)
+add1 = aten.add.Tensor(permute1, flatten2)
+layer_norm1 = aten.layer_norm(add1, [32], blocks_0_norm1_weight, blocks_0_norm1_bias, 1e-05, False)
+linear1 = aten.linear(layer_norm1, blocks_0_attention_qkv_weight, blocks_0_attention_qkv_bias)
+reshape1 = aten.reshape(linear1, [sym_size1, -1, 3, 2, 16])
+permute2 = aten.permute(reshape1, [2, 0, 3, 1, 4])
+unbind1 = aten.unbind.int(permute2)
+getitem1 = getitem(unbind1, 0)
+getitem2 = getitem(unbind1, 1)
+getitem3 = getitem(unbind1, 2)
+scaled_dot_product_attention1 = aten.scaled_dot_product_attention(getitem1, getitem2, getitem3)
+transpose1 = aten.transpose.int(scaled_dot_product_attention1, 1, 2)
+reshape2 = aten.reshape(transpose1, [sym_size1, 64, 32])
+linear2 = aten.linear(reshape2, blocks_0_attention_proj_weight, blocks_0_attention_proj_bias)
+add2 = aten.add.Tensor(add1, linear2)
+layer_norm2 = aten.layer_norm(add2, [32], blocks_0_norm2_weight, blocks_0_norm2_bias, 1e-05, False)
+linear3 = aten.linear(layer_norm2, blocks_0_mlp_0_weight, blocks_0_mlp_0_bias)
+gelu1 = aten.gelu(linear3)
+linear4 = aten.linear(gelu1, blocks_0_mlp_2_weight, blocks_0_mlp_2_bias)
+add3 = aten.add.Tensor(add2, linear4)
+unflatten1 = aten.unflatten.int(add3, 1, [8, 8])
+permute3 = aten.permute(unflatten1, [0, 3, 1, 2])
+conv2d2 = aten.conv2d(permute3, blocks_0_conv_weight, blocks_0_conv_bias, [1, 1], [1, 1], [1, 1], 32)
+flatten3 = aten.flatten.using_ints(conv2d2, 2, 3)
+permute4 = aten.permute(flatten3, [0, 2, 1])
+add4 = aten.add.Tensor(add3, permute4)
+layer_norm3 = aten.layer_norm(add4, [32], norm_weight, norm_bias, 1e-05, False)
+unflatten2 = aten.unflatten.int(layer_norm3, 1, [8, 8])
+permute5 = aten.permute(unflatten2, [0, 3, 1, 2])
+conv2d3 = aten.conv2d(permute5, neck_weight, neck_bias, [1, 1], [1, 1])""")
+
+
+class Residual(nn.Module):
+    """Convolutions with a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv(x).relu()
+        return out
+
+
+class WithResidual(TinyViT):
+    """Tokens on one axis, and a convolutional decoder."""
+
+    def __init__(self) -> None:
+        super().__init__([PreNorm(Attention(fused))])
+        self.decoder = nn.Sequential(Residual(), Residual(), nn.Conv2d(C, 5, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.decoder(self.features(image).transpose(1, 2).unflatten(2, (8, 8)))
+        return out
+
+
+@pytest.mark.parametrize("model", [
+    WithResidual(), nn.Sequential(nn.Conv2d(3, C, 4, 4), Residual(), Residual()),
+    TinyRows([Padded(Attention(fused))] * 2),
+], ids=["decoder", "no attention", "no global attention"])
+def test_other_sums_are_left_alone(model: nn.Module) -> None:
+    """Of convolutions, and around windows where no attention runs over all tokens."""
+    model = randomise(model, seed=0).eval()
+    dense = captured(model)
+    ops = [node.target for node in dense.module.graph.nodes]
+    assert aten.flatten.using_ints not in ops
+    assert aten.unflatten.int not in ops
+    sums = dense.module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    assert [node.meta["val"].ndim for node in sums[-2:]] == [4, 4]
+    assert torch.equal(dense.module(picture()), model(picture()))
