@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,12 +58,24 @@ def lvtp_fx(
             refuse_side_effects(captured.module)
             fast = transform(captured, config=choice.config)
     except LvtpError as refusal:
-        warnings.warn(f"lvtp_fx compiles a graph as it is, nothing is pruned:\n{refusal}", NotPruned, stacklevel=2)
+        warnings.warn(f"lvtp_fx compiles a graph as it is, nothing is pruned:\n{refusal}{_broken_off(graph)}", NotPruned,
+                      stacklevel=2)
     else:
         dynamo.replace_by(fast, captured)
         logging.getLogger(__name__).info("pruned\n%s", getattr(fast, "report", ""))
     compiled: Compiled = choice.compiler(graph, list(example_inputs), **choice.arguments)
     return compiled
+
+
+def _broken_off(graph: fx.GraphModule) -> str:
+    """A line on why the graph ends where it does, where it is only a piece of the model, or ""."""
+    reason = getattr(graph, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return ""
+    frame = reason.user_stack[-1] if reason.user_stack else None
+    place = f" at {Path(frame.filename).name}:{frame.lineno}" if frame else ""
+    return (f"\n  note: this graph is a piece of the model, which Dynamo breaks{place}: {reason.reason.splitlines()[0]}; "
+            "torch.compile(..., fullgraph=True) says more")
 
 
 @dataclass(frozen=True)

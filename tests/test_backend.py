@@ -170,6 +170,28 @@ def test_of_several_graphs_each_is_pruned_or_left_with_one_warning() -> None:
     assert "LVTP102 attention-not-matched" in messages[0]
 
 
+class BrokenInside(nn.Module):
+    """A graph break between patches and blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.blocks = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x)
+        torch._dynamo.graph_break()
+        out: torch.Tensor = self.blocks(x)
+        return out
+
+
+def test_a_piece_of_a_model_is_said_to_be_one() -> None:
+    first, second = refusals(lambda: compiled(BrokenInside().eval(), Inner())(picture()))
+    line = BrokenInside.forward.__code__.co_firstlineno + 2
+    assert f"note: this graph is a piece of the model, which Dynamo breaks at test_backend.py:{line}: " in first
+    assert "fullgraph=True" in first
+    assert "note: " not in second  # its end is the model's
+
+
 def test_what_has_no_attention_is_compiled_as_usual_with_one_warning() -> None:
     model, x, inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), picture(), Inner()
     run = compiled(model, inner)
@@ -177,6 +199,7 @@ def test_what_has_no_attention_is_compiled_as_usual_with_one_warning() -> None:
     assert len(messages) == 1
     assert "LVTP102 attention-not-matched" in messages[0]
     assert "no softmax that looks like attention" in messages[0]
+    assert "note: " not in messages[0]
     assert torch.equal(run(x), model(x))
     assert inner.pruned() == [False]
 
