@@ -58,8 +58,8 @@ def lvtp_fx(
             refuse_side_effects(captured.module)
             fast = transform(captured, config=choice.config)
     except LvtpError as refusal:
-        warnings.warn(f"lvtp_fx compiles a graph as it is, nothing is pruned:\n{refusal}{_broken_off(graph)}", NotPruned,
-                      stacklevel=2)
+        text = f"lvtp_fx compiles a graph as it is, nothing is pruned:\n{refusal}{_broken_off(graph)}"
+        warnings.warn(text, NotPruned, stacklevel=2)
     else:
         dynamo.replace_by(fast, captured)
         logging.getLogger(__name__).info("pruned\n%s", getattr(fast, "report", ""))
@@ -74,7 +74,8 @@ def _broken_off(graph: fx.GraphModule) -> str:
         return ""
     frame = reason.user_stack[-1] if reason.user_stack else None
     place = f" at {Path(frame.filename).name}:{frame.lineno}" if frame else ""
-    return (f"\n  note: this graph is a piece of the model, which Dynamo breaks{place}: {reason.reason.splitlines()[0]}; "
+    cause = reason.reason.splitlines()[0]
+    return (f"\n  note: this graph is a piece of the model, which Dynamo breaks{place}: {cause}; "
             "torch.compile(..., fullgraph=True) says more")
 
 
