@@ -84,6 +84,12 @@ def _seggpt() -> nn.Module:
         decoder_hidden_size=16, intermediate_hidden_state_indices=[1, 2, 3], merge_index=0, pretrain_image_size=128))
 
 
+def _sam() -> nn.Module:
+    return hf.SamVisionModel(hf.SamVisionConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=2, mlp_dim=128, image_size=128, patch_size=16,
+        window_size=3, global_attn_indexes=[1, 3], output_channels=32))
+
+
 def _prompted() -> Callable[[int], dict[str, Any]]:
     def picture(batch: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(batch, 3, 128, 128, generator=generator)
@@ -100,6 +106,7 @@ def models() -> list[Model]:
             lambda: hf.SegformerForSemanticSegmentation(segformer), pictures(name="pixel_values")),
         "transformers UperNet on Swin: windows": (lambda: hf.UperNetForSemanticSegmentation(hf.UperNetConfig(
             backbone_config=swin, hidden_size=32, use_auxiliary_head=False)), pictures(name="pixel_values")),
+        "transformers SAM: windows and global blocks, relative positions": (_sam, pictures(name="pixel_values")),
         "transformers ViTDet: windows and global blocks": (_vitdet, pictures(name="pixel_values")),
         "transformers SegGPT: tokens kept as rows and columns": (_seggpt, _prompted()),
         "torchvision swin_t: windows": (lambda: torchvision.models.swin_t(weights=None), pictures(224)),

@@ -339,6 +339,29 @@ def _torchvision() -> nn.Module:
     return model
 
 
+class Merged(nn.Module):
+    """Frames [B, T, 3, H, W] in one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _written(fused)()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Mirrored(Merged):
+    """The mean over an image and its mirror image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        once, twice = self.model(torch.cat([x, x.flip(-1)])).chunk(2)
+        return (once + twice.flip(-1)) / 2
+
+
+def _clips(batch: int) -> dict[str, Any]:
+    return {"x": torch.randn(batch, 2, 3, 128, 128, generator=torch.Generator().manual_seed(batch))}
+
+
 def models() -> list[Model]:
     made: dict[str, Callable[[], nn.Module]] = {
         "einsum and einops": Einops,
@@ -372,6 +395,7 @@ def models() -> list[Model]:
              for name, make in made.items()]
     return [
         *found, Model("keyword inputs, a dataclass out", _dataclass, pictures(name="pixel_values", valid=_valid)),
+        Model("frames in one batch", Merged, _clips), Model("with mirror images", Mirrored, pictures()),
         Model("torchvision vit_b_16", _torchvision, pictures()),
         Model("smp.DPT on timm", _smp, pictures(), 0.1),
     ]
