@@ -35,17 +35,15 @@ def flatten_rows(graph: fx.Graph, batch: int) -> None:
     """
     nodes = list(graph.nodes)
     sums = [n for n in nodes if n.target in ADDS and n.meta["val"].ndim > 3]
-    if not sums or not any(n.target in _ATTENTION for n in nodes):
+    attentions = [n for n in nodes if n.target in _ATTENTION]
+    if not sums or not attentions:
         return
     labels, _ = label_graph(graph, batch)
+    attended = set().union(*(grids(labels[n]) for n in attentions))  # windows attend to no grid
     order = {n: i for i, n in enumerate(nodes)}
-    seeds: dict[fx.Node, tuple[int, int]] = {}
-    for node in sums:
-        pair = _pair(labels[node])
-        if pair and _around_attention(node, pair, labels, order):
-            seeds[node] = pair
+    seeds = {n for n in sums if _pair(labels[n]) in attended and _around_attention(n, labels, order)}
     if seeds:
-        _Merging(graph, labels, set(seeds.values()), set(seeds)).run()
+        _Merging(graph, labels, attended, seeds).run()
 
 
 def _pair(label: Any) -> tuple[int, int] | None:
@@ -56,16 +54,14 @@ def _pair(label: Any) -> tuple[int, int] | None:
     return sizes["height"], sizes["width"]
 
 
-def _around_attention(
-    node: fx.Node, grid: tuple[int, int], labels: dict[fx.Node, Any], order: dict[fx.Node, int]
-) -> bool:
-    """Whether a sum adds to a stream what an attention over all of its grid made of it."""
+def _around_attention(node: fx.Node, labels: dict[fx.Node, Any], order: dict[fx.Node, int]) -> bool:
+    """Whether a sum adds to a stream what an attention, over the grid or in windows, made of it."""
     terms = [n for n in node.all_input_nodes if len(labels.get(n, ())) == 4]
     for stream in terms:
         for term in terms:
             before = _between(stream, term, order)
-            if stream in before and any(n.target in _ATTENTION and grid in grids(labels[n])
-                                        and stream in _between(stream, n, order) for n in before):
+            if stream in before and any(
+                    n.target in _ATTENTION and stream in _between(stream, n, order) for n in before):
                 return True
     return False
 

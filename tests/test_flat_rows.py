@@ -39,7 +39,9 @@ class Windows(PreNorm):
         n = y.shape[1] // s
         y = y.view(B, n, s, n, s, C).permute(0, 1, 3, 2, 4, 5).reshape(B * n * n, s * s, C)
         y = self.attention(y).view(B, n, n, s, s, C).permute(0, 1, 3, 2, 4, 5).reshape(B, n * s, n * s, C)
-        x = x + (y[:, :8, :8].contiguous() if 8 % s else y)
+        return self.tail(x + (y[:, :8, :8].contiguous() if 8 % s else y))
+
+    def tail(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -57,14 +59,18 @@ class Planes(Rows):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Merging(Rows):
+class Merging(Padded):
     """Merges rows and columns by itself for what follows the attention, as timm's SAM does."""
 
+    def tail(self, x: Tensor) -> Tensor:
+        return super().tail(x.reshape(x.shape[0], 64, C)).reshape(x.shape)
+
+
+class MergingRows(Rows):
+    """The same around attention over all tokens, on one axis already."""
+
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x).flatten(1, 2)).view(x.shape)
-        y = x.reshape(x.shape[0], 64, C)
-        out: Tensor = (y + self.mlp(self.norm2(y))).reshape(x.shape)
-        return out
+        return super().forward(x.reshape(x.shape[0], 64, 1, C)).reshape(x.shape)
 
 
 class Convolved(Rows):
@@ -151,7 +157,7 @@ def made(*blocks: type[PreNorm]) -> nn.Module:
 
 KINDS: dict[str, tuple[tuple[type[PreNorm], ...], int]] = {  # blocks, and how many readers need all tokens
     "global": ((Rows,) * 4, 0), "windows": ((Windows, Rows, Windows, Rows), 1), "padded": ((Rows, Padded, Rows), 1),
-    "channels first": ((Planes,) * 3, 0), "merging": ((Merging,) * 3, 0), "a convolution": ((Convolved, Rows, Rows), 1),
+    "channels first": ((Planes,) * 3, 0), "merging": ((Merging, MergingRows, Merging, MergingRows), 1), "a convolution": ((Convolved, Rows, Rows), 1),
     "relative": ((Relative,) * 3, 0), "relative, apart": ((RelativeApart,) * 3, 0),
 }
 
