@@ -53,9 +53,22 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
     join_writes(graph)
     fold_masks(graph)
     flatten_rows(graph, batch)
+    _drop_views(graph)
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)
+
+
+def _drop_views(graph: fx.Graph) -> None:
+    """Reshapes that lead back to the shape that an earlier one began with: tokens laid out as rows, and on one axis
+    again."""
+    for node in graph.find_nodes(op="call_function", target=aten.reshape.default):
+        source = node
+        while source.target is aten.reshape.default:
+            source = source.args[0]
+            if same(source.meta["val"].shape, node.meta["val"].shape):
+                node.replace_all_uses_with(source)
+                break
 
 
 def _same_shape(node: fx.Node) -> bool:

@@ -10,7 +10,6 @@ from torch import fx
 
 from lvtp_fx.flat_ops import RESHAPES, Layout, Rewriter, layout_of, reshaped, written
 from lvtp_fx.passes.attention_forms import call, fake_value
-from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.passes.axes.label import grids
 from lvtp_fx.passes.label_axes import label_graph
 from lvtp_fx.passes.match_attention import SOFTMAXES
@@ -113,11 +112,6 @@ class _Merging:
                     node.meta["val"] = fake_value(node.target, node.args, dict(node.kwargs))
                 else:
                     self._read(node)
-        for node in self.graph.find_nodes(op="call_function", target=aten.reshape.default):
-            source = node.args[0]
-            if same(source.meta["val"].shape, node.meta["val"].shape):  # what merged the tokens by itself
-                node.replace_all_uses_with(source)
-                self.graph.erase_node(node)
 
     def _read(self, node: fx.Node) -> None:
         """A node outside reads merged values as they were, unless it is a view, which reads them as they are."""

@@ -66,11 +66,11 @@ class Merging(Padded):
         return super().tail(x.reshape(x.shape[0], 64, C)).reshape(x.shape)
 
 
-class MergingRows(Rows):
-    """The same around attention over all tokens, on one axis already."""
+class MergingAll(PreNorm):
+    """Merges them around a whole block."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.reshape(x.shape[0], 64, 1, C)).reshape(x.shape)
+        return super().forward(x.flatten(1, 2)).view(x.shape)
 
 
 class Convolved(Rows):
@@ -157,7 +157,8 @@ def made(*blocks: type[PreNorm]) -> nn.Module:
 
 KINDS: dict[str, tuple[tuple[type[PreNorm], ...], int]] = {  # blocks, and how many readers need all tokens
     "global": ((Rows,) * 4, 0), "windows": ((Windows, Rows, Windows, Rows), 1), "padded": ((Rows, Padded, Rows), 1),
-    "channels first": ((Planes,) * 3, 0), "merging": ((Merging, MergingRows, Merging, MergingRows), 1), "a convolution": ((Convolved, Rows, Rows), 1),
+    "channels first": ((Planes,) * 3, 0), "merging": ((Merging, MergingAll, Merging, MergingAll), 1),
+    "a convolution": ((Convolved, Rows, Rows), 1),
     "relative": ((Relative,) * 3, 0), "relative, apart": ((RelativeApart,) * 3, 0),
 }
 
