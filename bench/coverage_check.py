@@ -170,13 +170,21 @@ def _against(fast: nn.Module, batch: dict[str, Any], other: dict[str, Any], imag
     """Largest error of an image's outputs between two batches, where it is number `image` and number 0; infinity
     where other tokens live on."""
     for a, b in zip(decisions(fast, batch), decisions(fast, other), strict=True):
-        if not torch.equal(a.kept[image], b.kept[0]) or not torch.equal(a.owner[image], b.owner[0]):
-            return float("inf")
+        for got, want in ((a.kept, b.kept), (a.owner, b.owner)):
+            mine = _of_image(got, image, batch_size((), batch)), _of_image(want, 0, batch_size((), other))
+            if not any(torch.equal(x, y) for x, y in zip(*mine, strict=True)):
+                return float("inf")
     with torch.no_grad():
         want, got = (
             pytree.tree_map(lambda x, at=at, inputs=inputs: _one(x, at, batch_size((), inputs)), fast(**inputs))
             for inputs, at in ((batch, image), (other, 0)))
     return error(got, want)
+
+
+def _of_image(decided: torch.Tensor, image: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of an image, of which the model may make several: side by side (frames), or batch by batch (mirror
+    images)."""
+    return (decided.unflatten(0, (batch, -1))[image], decided.unflatten(0, (-1, batch))[:, image])
 
 
 def _one(value: Any, image: int, batch: int) -> Any:

@@ -17,6 +17,7 @@ from lvtp_fx.join_writes import join_writes
 from lvtp_fx.passes.attention_scores import same
 
 aten = torch.ops.aten
+_PADS = (aten.pad.default, aten.constant_pad_nd.default)
 OTHER_NAMES = {  # of ops with the same overloads
     "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
     "concat": "cat", "concatenate": "cat", "fix": "trunc", "special_expit": "sigmoid", "special_erf": "erf",
@@ -26,10 +27,10 @@ OTHER_NAMES = {  # of ops with the same overloads
 
 
 def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
-    """Drop checks of metadata and the modules that export adds, which would keep dead values alive, and masks that mask
-    nothing; let views be reshapes, since gathered values have other strides than the captured ones, writes into parts
-    joins, and tokens in rows and columns one axis; give ops that torch has under two names one of them
-    (`torch.multiply` is `mul`). `batch` stands for the batch size."""
+    """Drop checks of metadata and the modules that export adds, which would keep dead values alive, masks that mask
+    nothing and pads by nothing; let views be reshapes, since gathered values have other strides than the captured ones,
+    writes into parts joins, and tokens in rows and columns one axis; give ops that torch has under two names one of
+    them (`torch.multiply` is `mul`). `batch` stands for the batch size."""
     graph = copy_graph(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
@@ -37,6 +38,8 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and \
                 target._opname in OTHER_NAMES:
             node.target = getattr(getattr(aten, OTHER_NAMES[target._opname]), target._overloadname)
+        elif target in _PADS and not any(node.args[1]):
+            node.replace_all_uses_with(node.args[0])
         elif target is aten.hstack.default and node.meta["val"].ndim > 1:
             node.target, node.args = aten.cat.default, (node.args[0], 1)
         elif target is aten.special_softmax.default:

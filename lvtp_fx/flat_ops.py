@@ -166,9 +166,11 @@ def _unsqueeze(node: fx.Node, to: Rewriter) -> Written:
 
 
 def _cat(node: fx.Node, to: Rewriter) -> Written:
+    """`cat`, `stack` along an axis that is not merged."""
     layout, operands = to.layout(node), list(argument(node, 0, "tensors"))
     dim = None if layout is None else layout.at(argument(node, 1, "dim", 0))
-    if dim is None or any(to.layout(n) != layout for n in operands):
+    first = to.layout(operands[0])
+    if dim is None or first is None or any(to.layout(n) != first for n in operands):
         return None
     return node.target, ([to.like(n) for n in operands], dim), {}
 
@@ -195,13 +197,13 @@ def reshaped(node: fx.Node) -> list[Any] | None:
 _NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 _ALONG = (
     aten.softmax.int, aten._softmax.default, aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default,
-    aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim, aten.glu.default, aten.slice.Tensor,
-    aten.select.int, aten.unbind.int, aten.squeeze.dim, aten.squeeze.dims, aten.split.Tensor,
-    aten.split_with_sizes.default, aten.chunk.default)
+    aten.max.dim, aten.min.dim, aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim,
+    aten.linalg_vector_norm.default, aten.glu.default, aten.slice.Tensor, aten.select.int, aten.unbind.int,
+    aten.squeeze.dim, aten.squeeze.dims, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 _RULES: dict[object, Callable[[fx.Node, Rewriter], Written]] = {
     **dict.fromkeys((aten.linear.default, aten.matmul.default, *_NORMS), _last),
     **dict.fromkeys((aten._native_batch_norm_legit_no_training.default, aten.prelu.default), _channels),
     **dict.fromkeys((aten.permute.default, aten.transpose.int), _permute),
     aten.unsqueeze.default: _unsqueeze,
-    aten.cat.default: _cat,
+    **dict.fromkeys((aten.cat.default, aten.stack.default), _cat),
 }

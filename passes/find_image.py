@@ -8,7 +8,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from lvtp_fx.passes.axes.label import Kind, has_kind
+from lvtp_fx.passes.axes.label import Kind, has_kind, length
 from lvtp_fx.passes.label_axes import CONVOLUTIONS
 from lvtp_fx.plan import Plan
 
@@ -20,12 +20,15 @@ def find_image(plan: Plan, flow: nx.DiGraph, root: fx.Node, grid: tuple[int, int
         image (uint8, or [B, height, width, 3]) -> to float, permute -> x -> conv2d -> flatten = root       x is it
 
     Inputs of four axes are looked at, too, for models that cut patches without one; labels say where rows and columns
-    lie. Of several (a depth map or a mask beside the image) the one with the most channels, and of these the first.
+    lie. There must be one for each image of the tokens: a model may make several of one. Of several (a depth map or a
+    mask beside the image) the one with the most channels, and of these the first.
     """
     above = nx.ancestors(flow, root) | {root}
     way = [node for node in plan.graph_module.graph.nodes if node in above]
     pictures = [*_convolved(way, flow), *(node for node in way if node.op == "placeholder")]
-    fitting = [(channels, node) for node in pictures if (channels := _channels(plan, node, grid))]
+    images = next(length(axis) for axis in plan.labels[root] if has_kind(axis, Kind.BATCH))
+    fitting = [(channels, node) for node in pictures if (channels := _channels(plan, node, grid))
+               and length(plan.labels[node][0]) == images]
     return max(fitting, key=lambda pair: pair[0], default=(0, None))[1]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import tensors
-from lvtp_fx.passes.axes.label import Label, grids, length
+from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, length
 from lvtp_fx.passes.axes.pointwise import is_pointwise
 from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
@@ -47,7 +47,7 @@ def is_state(plan: Plan, node: fx.Node, label: Label | None = None) -> bool:
 
 def _is_column(plan: Plan, node: fx.Node) -> bool:
     """One number a token: [B, N, 1], as a norm written out divides by."""
-    return any(length(axis) == 1 for axis in plan.labels[node])
+    return any(length(axis) == 1 and not has_kind(axis, Kind.BATCH) for axis in plan.labels[node])
 
 
 def grid_of(plan: Plan, node: fx.Node) -> tuple[int, int]:

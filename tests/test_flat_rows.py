@@ -207,6 +207,10 @@ FLAT: dict[str, Step] = {
     "where": lambda m, x: torch.where(x > 0, x, m.table),
     "casts": lambda m, x: x.double().clone().contiguous().float(),
     "heads": lambda m, x: x.unflatten(-1, (H, D)).softmax(-1).flatten(3),
+    "length": lambda m, x: x / (1 + x.norm(dim=-1, keepdim=True)),
+    "largest": lambda m, x: x - x.max(-1, keepdim=True)[0],
+    "stacked": lambda m, x: torch.stack([x, x.sin()], -2).sum(-2),
+    "a pad by nothing": lambda m, x: F.pad(x, (0, 0, 0, 0, 0, 0)) * 2,
     "a flat part": lambda m, x: m.up(x.flatten(1, 2))[..., :C].unflatten(1, (8, 8)),
 }
 APART: dict[str, Step] = {  # these ops need rows and columns
@@ -311,3 +315,39 @@ def test_other_sums_are_left_alone(model: nn.Module) -> None:
     sums = dense.module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
     assert [node.meta["val"].ndim for node in sums[-2:]] == [4, 4]
     assert torch.equal(dense.module(picture()), model(picture()))
+
+
+class Patches(nn.Module):
+    """Merges 2 x 2 tokens to one, as the first Swin did, in front of blocks on the coarser grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.reduce = nn.Conv2d(3, C, 2, 2), nn.Linear(4 * C, C)
+        self.blocks, self.head = nn.Sequential(*(Rows(Attention(fused)) for _ in range(3))), nn.Linear(C, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv(image).permute(0, 2, 3, 1)
+        x = self.reduce(torch.cat([x[:, i::2, j::2] for j in range(2) for i in range(2)], -1))
+        out: Tensor = self.head(self.blocks(x))
+        return out
+
+
+class Alone(TinyRows):
+    """Takes one image at a time."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[0] != 1:
+            raise ValueError("one image")
+        return super().forward(image)
+
+
+@pytest.mark.parametrize("model", [Patches(), Alone([Planes(Attention(fused)) for _ in range(3)])],
+                         ids=["merged patches", "a batch of one"])
+def test_blocks_are_one_stream(model: nn.Module) -> None:
+    model = randomise(model, seed=0).eval()
+    dense = captured(model, picture(1))
+    assert torch.equal(dense.module(picture(1)), model(picture(1)))
+    fast = lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0,))
+    assert [block.tokens for block in fast.report.blocks] == [64, 38, 38]
+    lvtp_fx.verify(dense, fast, (picture(1),))
+    assert sum(n.target is torch.ops.lvtp.restore.default for n in fast.graph.nodes) == 1

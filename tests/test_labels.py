@@ -111,6 +111,14 @@ def test_unify_lines_windows_up_with_the_tokens_they_are_put_together_to() -> No
     assert unify([(BATCH, *windows), whole]) is None
 
 
+def test_unify_lines_batches_up_with_the_one_that_a_model_made_of_them() -> None:
+    whole = (Factor(Kind.BATCH, 3 * BATCH.size),)
+    for parts in ((BATCH, *plain(3)), (*plain(3), BATCH)):
+        assert unify([parts, whole]) == unify([whole, parts]) == whole
+    assert unify([(BATCH, *plain(2)), whole]) is None
+    assert unify([(BATCH, *plain(3)), (*plain(3), BATCH)]) is None
+
+
 def test_unify_of_broadcast_axes_alone_is_one() -> None:
     assert unify([plain(1), plain(1)]) == plain(1)
     assert unify([]) == plain(1)

@@ -108,7 +108,7 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
 
     A plain axis of the same length takes the other's label: the op itself lines its entries up with the tokens
     (a position embedding, a RoPE table, a mask). So does one of parts (windows put together again) beside the whole:
-    of an image beside the tokens, of rows beside the rows.
+    of an image beside the tokens, of rows beside the rows, of a batch beside the batch that a model made of them.
     """
     result: Axis | None = None
     one = plain(1)
@@ -129,6 +129,8 @@ def unify(axes: Sequence[Axis]) -> Axis | None:
 def _is_made_of(axis: Axis, whole: Axis) -> bool:
     """Whether an axis holds the parts of what another one is."""
     kinds = {f.kind for f in axis} - {Kind.PLAIN}
+    if len(whole) == 1 and whole[0].kind is Kind.BATCH:
+        return kinds == {Kind.BATCH} and length(axis) == whole[0].size
     if has_kind(whole, Kind.TOKEN):
         return kinds == {Kind.HEIGHT, Kind.WIDTH}
     return len(whole) == 1 and whole[0].kind in (Kind.HEIGHT, Kind.WIDTH) and kinds == {whole[0].kind}

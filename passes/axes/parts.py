@@ -75,8 +75,13 @@ def slice_(node: fx.Node, reader: Reader) -> Flow:
     if is_plain(label[dim]):
         return Flow((*label[:dim], plain(reader.out_sizes(node)[dim]), *label[dim + 1 :]), {x: label})
     start, stop = slice_bounds(node, length(label[dim]))
-    if argument(node, 4, "step", 1) != 1 or not isinstance(start, int) or not isinstance(stop, int):
-        return Flow(reader.unknown(node.meta["val"]), {}, "a strided slice of the tokens")
+    step = argument(node, 4, "step", 1)
+    if step != 1 or not isinstance(start, int) or not isinstance(stop, int):
+        axes = list(reader.unknown(node.meta["val"]))
+        rows = label[dim][0]
+        if rows.kind in (Kind.HEIGHT, Kind.WIDTH) and len(label[dim]) == 1 and rows.size % step == 0:
+            axes = [*label[:dim], (Factor(rows.kind, length(axes[dim])),), *label[dim + 1 :]]  # patches are merged
+        return Flow(tuple(axes), {}, "a strided slice of the tokens")
     axis, full = cut(label[dim], start, stop)
     return Flow((*label[:dim], axis, *label[dim + 1 :]), {x: label}, "a slice cuts the grid" if full else "")
 

@@ -6,7 +6,19 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, argument, named, tensors
-from lvtp_fx.passes.axes.label import Factor, Kind, images, is_plain, length, normal, plain, regroup
+from lvtp_fx.passes.axes.label import (
+    Axis,
+    Factor,
+    Kind,
+    has_kind,
+    images,
+    is_plain,
+    length,
+    normal,
+    plain,
+    regroup,
+    token_axes,
+)
 
 aten = torch.ops.aten
 
@@ -68,16 +80,25 @@ def expand(node: fx.Node, reader: Reader) -> Flow:
 
 
 def repeat(node: fx.Node, reader: Reader) -> Flow:
-    """`repeat tile repeat_interleave`: heads that several heads share are written out; other axes stay as they are."""
+    """`repeat tile repeat_interleave`: heads that several heads share are written out."""
     x = tensors(node)[0]
     label = reader.label(x)
     shape = reader.out_sizes(node)
     axes = (*[plain(1)] * (len(shape) - len(label)), *label)
-    repeated = [axis for axis, size in zip(axes, shape, strict=True) if length(axis) != size]
-    if not all(map(is_plain, repeated)):
-        return Flow(reader.unknown(node.meta["val"]), {}, "tokens or images are repeated")
-    return Flow(tuple(axis if length(axis) == size else plain(size)
-                      for axis, size in zip(axes, shape, strict=True)), {x: label})
+    each = node.target is aten.repeat_interleave.self_int
+    out = tuple(axis if length(axis) == size else _repeated(axis, size, each)
+                for axis, size in zip(axes, shape, strict=True))
+    if all(is_plain(axis) or axis == after for axis, after in zip(axes, out, strict=True)):
+        return Flow(out, {x: label})
+    return Flow(reader.unknown(node.meta["val"]) if token_axes(label) else out, {}, "tokens or images are repeated")
+
+
+def _repeated(axis: Axis, size: int, each: bool) -> Axis:
+    """A batch that is repeated, as a whole or `each` of its images, is still one."""
+    if not has_kind(axis, Kind.BATCH):
+        return plain(size)
+    times = plain(size // length(axis))
+    return (*axis, *times) if each else (*times, *axis)
 
 
 def unfold(node: fx.Node, reader: Reader) -> Flow:
