@@ -47,8 +47,7 @@ REFUSED = {  # name: why the nearest miss is none
     ("not_flat", "timm edgenext_xx_small: attention over channels"): "attention runs over channels",
     ("not_flat", "timm mobilevit_xxs: attention between unfolded patches"):
         "no residual stream [batch, tokens, channels] leads through it",
-    ("not_flat", "transformers UperNet on Swin: windows"):
-        "its keys are not the tokens of a patch grid (a window, or channels)",
+    ("not_flat", "timm cait_xxs24_224: talking heads"): "its queries are not the tokens of the grid",
 }
 
 
