@@ -50,9 +50,7 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
             graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
             node.target = aten.reshape.default
-            if _same_shape(node):  # a hook's, or a model's that serves several shapes: it would hide a residual stream
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
+    _drop_views(graph)
     join_writes(graph)
     fold_masks(graph)
     flatten_rows(graph, batch)
@@ -63,20 +61,16 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
 
 
 def _drop_views(graph: fx.Graph) -> None:
-    """Reshapes that lead back to the shape that an earlier one began with: tokens laid out as rows, and on one axis
-    again."""
+    """Drop reshapes that change nothing (a hook's, or those of a model that serves several shapes: they would hide a
+    residual stream), or lead back to the shape that an earlier one began with."""
     for node in graph.find_nodes(op="call_function", target=aten.reshape.default):
         source = node
         while source.target is aten.reshape.default:
             source = source.args[0]
             if same(source.meta["val"].shape, node.meta["val"].shape):
                 node.replace_all_uses_with(source)
+                graph.erase_node(node)
                 break
-
-
-def _same_shape(node: fx.Node) -> bool:
-    source = node.args[0]
-    return isinstance(source, fx.Node) and same(source.meta["val"].shape, node.meta["val"].shape)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import getitem
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import fx
 from lvtp_fx.passes.axes import pointwise
 from lvtp_fx.passes.axes.flow import argument
 from lvtp_fx.passes.axes.label import Kind, Label
-from lvtp_fx.passes.axes.shape import axis_order
+from lvtp_fx.passes.axes.shape import PERMUTATIONS, axis_order
 
 aten = torch.ops.aten
 RESHAPES = (aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int)
@@ -80,7 +81,7 @@ def written(node: fx.Node, to: Rewriter) -> Written:
         return _along(node, to)
     if rule := _RULES.get(target):
         return rule(node, to)
-    if getattr(target, "__name__", "") == "getitem":
+    if target is getitem:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         return (target, node.args, dict(node.kwargs)) if to.layout(source) and written(source, to) else None
@@ -203,7 +204,7 @@ _ALONG = (
 _RULES: dict[object, Callable[[fx.Node, Rewriter], Written]] = {
     **dict.fromkeys((aten.linear.default, aten.matmul.default, *_NORMS), _last),
     **dict.fromkeys((aten._native_batch_norm_legit_no_training.default, aten.prelu.default), _channels),
-    **dict.fromkeys((aten.permute.default, aten.transpose.int), _permute),
+    **dict.fromkeys(PERMUTATIONS, _permute),
     aten.unsqueeze.default: _unsqueeze,
     **dict.fromkeys((aten.cat.default, aten.stack.default), _cat),
 }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from operator import getitem
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import fx
 
 from lvtp_fx.flat_ops import RESHAPES, Layout, Rewriter, layout_of, reshaped, written
 from lvtp_fx.passes.attention_forms import call, fake_value
-from lvtp_fx.passes.axes.label import grids
+from lvtp_fx.passes.axes.label import Label, grids
+from lvtp_fx.passes.axes.shape import PERMUTATIONS
 from lvtp_fx.passes.label_axes import label_graph
 from lvtp_fx.passes.match_attention import SOFTMAXES
-from lvtp_fx.passes.residual_streams import ADDS
+from lvtp_fx.passes.residual_streams import ADDS, between, value_graph
 
 aten = torch.ops.aten
-_PERMUTATIONS = (aten.permute.default, aten.transpose.int)
 _ATTENTION = (*SOFTMAXES, aten.scaled_dot_product_attention.default)
 
 
@@ -30,7 +32,7 @@ def flatten_rows(graph: fx.Graph, batch: int) -> None:
         x1 = add(x0, attention)       [B, 14, 14, C]    x1 = add(flatten(x0), ...)               [B, 196, C]
         linear(layer_norm(x1))        [B, 14, 14, C]    linear(layer_norm(x1))                   [B, 196, C]
         reshape(x1, [B, 2, 7, 2, 7, C])                 the same
-        conv2d(permute(x1))           [B, C, 14, 14]    conv2d(unflatten(permute(x1), 2, [14, 14]))
+        conv2d(permute(x1))           [B, C, 14, 14]    conv2d(permute(unflatten(x1, 1, [14, 14])))
     """
     nodes = list(graph.nodes)
     sums = [n for n in nodes if n.target in ADDS and n.meta["val"].ndim > 3]
@@ -39,42 +41,29 @@ def flatten_rows(graph: fx.Graph, batch: int) -> None:
         return
     labels, _ = label_graph(graph, batch)
     attended = set().union(*(grids(labels[n]) for n in attentions))  # windows attend to no grid
-    order = {n: i for i, n in enumerate(nodes)}
-    seeds = {n for n in sums if _pair(labels[n]) in attended and _around_attention(n, labels, order)}
+    flow, order = value_graph(graph), {n: i for i, n in enumerate(nodes)}
+    seeds = {n for n in sums if _is_state(labels[n]) and layout_of(labels[n], attended)
+             and _around_attention(n, labels, flow, order)}
     if seeds:
         _Merging(graph, labels, attended, seeds).run()
 
 
-def _pair(label: Any) -> tuple[int, int] | None:
-    """Rows and columns of a state [B, h, w, C] or [B, C, h, w]."""
-    sizes = {axis[0].kind.value: axis[0].size for axis in label if len(axis) == 1}
-    if len(label) != 4 or set(sizes) != {"batch", "height", "width", "plain"}:
-        return None
-    return sizes["height"], sizes["width"]
+def _is_state(label: Label) -> bool:
+    """[B, h, w, C] or [B, C, h, w], nothing else merged into these axes."""
+    kinds = sorted(axis[0].kind.value for axis in label if len(axis) == 1)
+    return len(label) == 4 and kinds == ["batch", "height", "plain", "width"]
 
 
-def _around_attention(node: fx.Node, labels: dict[fx.Node, Any], order: dict[fx.Node, int]) -> bool:
+def _around_attention(
+    node: fx.Node, labels: dict[fx.Node, Any], flow: nx.DiGraph, order: dict[fx.Node, int]
+) -> bool:
     """Whether a sum adds to a stream what an attention, over the grid or in windows, made of it."""
-    terms = [n for n in node.all_input_nodes if len(labels.get(n, ())) == 4]
-    for stream in terms:
-        for term in terms:
-            before = _between(stream, term, order)
-            if stream in before and any(
-                    n.target in _ATTENTION and stream in _between(stream, n, order) for n in before):
-                return True
+    for stream, term in permutations([n for n in node.all_input_nodes if len(labels.get(n, ())) == 4], 2):
+        before = between(flow, stream, term, order)
+        if stream in before and any(
+                n.target in _ATTENTION and stream in between(flow, stream, n, order) for n in before):
+            return True
     return False
-
-
-def _between(first: fx.Node, last: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
-    """What `last` is computed from, back to `first`."""
-    seen: set[fx.Node] = set()
-    queue = [last]
-    while queue:
-        for operand in queue.pop().all_input_nodes:
-            if operand not in seen and order[operand] >= order[first]:
-                seen.add(operand)
-                queue.append(operand)
-    return seen
 
 
 class _Merging:
@@ -97,7 +86,7 @@ class _Merging:
             queue += [n for n in (*node.all_input_nodes, *node.users)
                       if n not in self.members and self.layout(n) and written(n, looking)]
         for node in reversed(graph.nodes):  # the last permutations, before a convolution, are better made of rows
-            if node.target in _PERMUTATIONS and self.members.isdisjoint(node.users):
+            if node.target in PERMUTATIONS and self.members.isdisjoint(node.users):
                 self.members.discard(node)
 
     def layout(self, node: fx.Node) -> Layout | None:
@@ -106,12 +95,14 @@ class _Merging:
     def run(self) -> None:
         for node in list(self.graph.nodes):
             with self.graph.inserting_before(node):
-                if node in self.members:
-                    found = written(node, Rewriter(self.layout, self.merged)) if node.target is not getitem else None
-                    node.target, node.args, node.kwargs = found or (node.target, node.args, node.kwargs)
-                    node.meta["val"] = fake_value(node.target, node.args, dict(node.kwargs))
-                else:
+                if node not in self.members:
                     self._read(node)
+                    continue
+                if node.target is not getitem:  # which takes a piece of what is rewritten already
+                    found = written(node, Rewriter(self.layout, self.merged))
+                    assert found is not None
+                    node.target, node.args, node.kwargs = found
+                node.meta["val"] = fake_value(node.target, node.args, dict(node.kwargs))
 
     def _read(self, node: fx.Node) -> None:
         """A node outside reads merged values as they were, unless it is a view, which reads them as they are."""

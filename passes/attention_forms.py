@@ -11,7 +11,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.axes.flow import argument
-from lvtp_fx.passes.axes.shape import axis_order
+from lvtp_fx.passes.axes.shape import PERMUTATIONS, axis_order
 
 aten = torch.ops.aten
 _PLAIN = (aten.matmul.default, aten.bmm.default)
@@ -90,7 +90,7 @@ def turned_product(node: fx.Node, map_t: fx.Node) -> Product | None:
 
 def swaps_last(node: fx.Node) -> bool:
     """Whether a node swaps the last two axes."""
-    if node.target not in (aten.transpose.int, aten.permute.default):
+    if node.target not in PERMUTATIONS:
         return False
     rank = node.meta["val"].ndim
     return tuple(axis_order(node, rank)) == _swapped(rank)

@@ -26,9 +26,9 @@ def find_image(plan: Plan, flow: nx.DiGraph, root: fx.Node, grid: tuple[int, int
     above = nx.ancestors(flow, root) | {root}
     way = [node for node in plan.graph_module.graph.nodes if node in above]
     pictures = [*_convolved(way, flow), *(node for node in way if node.op == "placeholder")]
-    images = next(length(axis) for axis in plan.labels[root] if has_kind(axis, Kind.BATCH))
+    images = next((length(axis) for axis in plan.labels[root] if has_kind(axis, Kind.BATCH)), None)
     fitting = [(channels, node) for node in pictures if (channels := _channels(plan, node, grid))
-               and length(plan.labels[node][0]) == images]
+               and images in (None, length(plan.labels[node][0]))]
     return max(fitting, key=lambda pair: pair[0], default=(0, None))[1]
 
 

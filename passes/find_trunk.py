@@ -36,7 +36,7 @@ class FindTrunk:
         candidates, misses = _self_attentions(plan)
         if not candidates:
             return replace(plan, misses=(*plan.misses, *misses))
-        flow = value_graph(plan)
+        flow = value_graph(plan.graph_module.graph)
         streams = chains(plan, flow)
         best: tuple[int, list[fx.Node], list[AttentionMatch]] = (0, [], [])
         for states in streams:

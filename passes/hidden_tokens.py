@@ -91,7 +91,7 @@ def _reads_tokens(plan: Plan, attention: AttentionMatch) -> bool:
 def _of_inputs(plan: Plan) -> set[fx.Node]:
     """What is computed from the values of inputs, but not from the tokens."""
     assert plan.trunk is not None
-    flow = value_graph(plan)
+    flow = value_graph(plan.graph_module.graph)
     found: set[fx.Node] = {node for node in flow if node.op == "placeholder"}
     found.update(*[nx.descendants(flow, node) for node in found])
     return found.difference(nx.descendants(flow, plan.trunk.states[0]))

@@ -13,27 +13,27 @@ from torch import fx
 from lvtp_fx.passes.axes.flow import tensors
 from lvtp_fx.passes.axes.label import Kind, Label, grids, has_kind, length
 from lvtp_fx.passes.axes.pointwise import is_pointwise
+from lvtp_fx.passes.axes.shape import PERMUTATIONS
 from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
 aten = torch.ops.aten
 ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
-_PERMUTATIONS = (aten.permute.default, aten.transpose.int)
 # What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
 _SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default,
                 aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
                 aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default,
-                *_PERMUTATIONS)
+                *PERMUTATIONS)
 
 
-def value_graph(plan: Plan) -> nx.DiGraph:
+def value_graph(graph: fx.Graph) -> nx.DiGraph:
     """Values and their consumers."""
-    graph = nx.DiGraph()
-    for node in plan.graph_module.graph.nodes:
-        graph.add_node(node)
+    flow = nx.DiGraph()
+    for node in graph.nodes:
+        flow.add_node(node)
         # Sizes are left out: every value would seem to be computed from the image through the batch size.
-        graph.add_edges_from((operand, node) for operand in node.all_input_nodes
-                             if isinstance(operand.meta.get("val"), (torch.Tensor, tuple, list)))
-    return graph
+        flow.add_edges_from((operand, node) for operand in node.all_input_nodes
+                            if isinstance(operand.meta.get("val"), (torch.Tensor, tuple, list)))
+    return flow
 
 
 def is_state(plan: Plan, node: fx.Node, label: Label | None = None) -> bool:
@@ -68,7 +68,7 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
         while (seen := _seen_through(plan, path[-1])) and (len(path) == 1 or path[-1] not in summed):
             path.append(seen)
         if path[-1] not in summed:  # where the stream begins: its axes moved to where they are in it
-            path = path[: next((i + 1 for i, node in enumerate(path) if node.target in _PERMUTATIONS), len(path))]
+            path = path[: next((i + 1 for i, node in enumerate(path) if node.target in PERMUTATIONS), len(path))]
         nx.add_path(links, path)
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     return [sorted(component, key=order.__getitem__) for component in nx.connected_components(links)]
@@ -99,7 +99,7 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
             if node.target is aten.sub.Tensor and stream is not node.args[0]:
                 continue
             source: fx.Node | None = stream
-            while source is not None and not _reaches(flow, source, term, order):
+            while source is not None and source not in between(flow, source, term, order):
                 source = before.get(source) or _seen_through(plan, source)
             if source is not None:
                 before[node] = stream
@@ -107,17 +107,16 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
                 break
 
 
-def _reaches(flow: nx.DiGraph, source: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether target is computed from source; only the nodes between the two are looked at."""
-    seen, stack = {target}, [target]
+def between(flow: nx.DiGraph, source: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
+    """What `target` is computed from, back to `source`, which is among it where `target` is computed from it."""
+    seen: set[fx.Node] = set()
+    stack = [target]
     while stack:
         for operand in flow.predecessors(stack.pop()):
-            if operand is source:
-                return True
-            if operand not in seen and order[operand] > order[source]:
+            if operand not in seen and order[operand] >= order[source]:
                 seen.add(operand)
                 stack.append(operand)
-    return False
+    return seen
 
 
 def other_streams(

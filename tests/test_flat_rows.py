@@ -225,7 +225,7 @@ APART: dict[str, Step] = {  # these ops need rows and columns
 
 
 @pytest.mark.parametrize("step", [*FLAT.values(), *APART.values()], ids=[*FLAT, *APART])
-def test_a_step_of_the_stream_computes_the_same(step: Step, request: pytest.FixtureRequest) -> None:
+def test_a_step_of_the_stream_computes_the_same(step: Step) -> None:
     model = randomise(TinyRows([Rows(Attention(fused)), Stepping(step), Rows(Attention(fused))]), seed=0).eval()
     dense = captured(model)
     torch.testing.assert_close(dense.module(picture(3)), model(picture(3)), rtol=0, atol=0)

@@ -79,7 +79,7 @@ def slice_(node: fx.Node, reader: Reader) -> Flow:
     if step != 1 or not isinstance(start, int) or not isinstance(stop, int):
         axes = list(reader.unknown(node.meta["val"]))
         rows = label[dim][0]
-        if rows.kind in (Kind.HEIGHT, Kind.WIDTH) and len(label[dim]) == 1 and rows.size % step == 0:
+        if rows.kind in (Kind.HEIGHT, Kind.WIDTH) and len(label[dim]) == 1 and length(axes[dim]) * step == rows.size:
             axes = [*label[:dim], (Factor(rows.kind, length(axes[dim])),), *label[dim + 1 :]]  # patches are merged
         return Flow(tuple(axes), {}, "a strided slice of the tokens")
     axis, full = cut(label[dim], start, stop)

@@ -21,6 +21,7 @@ from lvtp_fx.passes.axes.label import (
 )
 
 aten = torch.ops.aten
+PERMUTATIONS = (aten.permute.default, aten.transpose.int)
 
 
 def view(node: fx.Node, reader: Reader) -> Flow:
@@ -118,7 +119,7 @@ def unfold(node: fx.Node, reader: Reader) -> Flow:
 RULES: dict[object, Rule] = {
     **dict.fromkeys((aten.view.default, aten.reshape.default, aten._unsafe_view.default,
                      aten.flatten.using_ints, aten.unflatten.int), view),
-    **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), permute),
+    **dict.fromkeys((*PERMUTATIONS, aten.t.default), permute),
     aten.unsqueeze.default: unsqueeze,
     **dict.fromkeys((aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), squeeze),
     aten.expand.default: expand,
