@@ -32,8 +32,8 @@ class BySize(nn.Module):
         fast(torch.rand(1, 3, 512, 512)); fast(torch.rand(4, 3, 512, 768))     # two graphs
         lvtp_fx.verify(model, fast.graph(x), (x,))
 
-    Threads may share it. While one of them meets a new size, torch.export keeps oneDNN and cuDNN off in the whole process:
-    what the others compute meanwhile takes longer, and is rounded otherwise in its last bits.
+    Threads may share it. While one of them meets a new size, torch.export keeps oneDNN and cuDNN off in the whole
+    process: what the others compute meanwhile takes longer, and is rounded otherwise in its last bits.
 
     Args:
         model: as for `transform`; its parameters are shared by all graphs, and it may be trained or loaded into after,

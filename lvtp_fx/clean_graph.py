@@ -50,17 +50,17 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
             graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
             node.target = aten.reshape.default
-    _drop_views(graph)
+    drop_views(graph)
     join_writes(graph)
     fold_masks(graph)
     flatten_rows(graph, batch)
-    _drop_views(graph)
+    drop_views(graph)
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)
 
 
-def _drop_views(graph: fx.Graph) -> None:
+def drop_views(graph: fx.Graph) -> None:
     """Drop reshapes that change nothing (a hook's, or those of a model that serves several shapes: they would hide a
     residual stream), or lead back to the shape that an earlier one began with."""
     for node in graph.find_nodes(op="call_function", target=aten.reshape.default):

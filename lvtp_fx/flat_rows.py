@@ -45,7 +45,20 @@ def flatten_rows(graph: fx.Graph, batch: int) -> None:
     seeds = {n for n in sums if _is_state(labels[n]) and layout_of(labels[n], attended)
              and _around_attention(n, labels, flow, order)}
     if seeds:
-        _Merging(graph, labels, attended, seeds).run()
+        _Merging(graph, labels, attended, seeds, set()).run()
+
+
+def flatten_between(graph: fx.Graph, batch: int, convolutions: set[fx.Node]) -> None:
+    """Merges them around convolutions of single places, too, from one to the next; these still read rows.
+
+        before                                          after
+        c = conv2d(a, w1)           [B, 4C, 14, 14]     c = conv2d(a, w1)                        [B, 4C, 14, 14]
+        d = gelu(c)                 [B, 4C, 14, 14]     d = gelu(flatten(c, 2, 3))               [B, 4C, 196]
+        e = conv2d(d, w2)           [B, C, 14, 14]      e = conv2d(unflatten(d, 2, [14, 14]))    [B, C, 14, 14]
+    """
+    labels, _ = label_graph(graph, batch)
+    attended = set().union(*(grids(labels[n]) for n in graph.nodes if n.target in _ATTENTION))
+    _Merging(graph, labels, attended, convolutions, convolutions).run()
 
 
 def _is_state(label: Label) -> bool:
@@ -67,26 +80,34 @@ def _around_attention(
 
 
 class _Merging:
-    """The nodes whose pairs are merged, `members`, and how they looked before."""
+    """The nodes whose pairs are merged, `members`, and how they looked before.
+
+    Attributes:
+        seeds: where to begin. crossed: no members, but what is around them may be.
+    """
 
     def __init__(
-        self, graph: fx.Graph, labels: dict[fx.Node, Any], grids: set[tuple[int, int]], seeds: set[fx.Node]
+        self, graph: fx.Graph, labels: dict[fx.Node, Any], grids: set[tuple[int, int]], seeds: set[fx.Node],
+        crossed: set[fx.Node],
     ) -> None:
         self.graph, self.labels, self.grids = graph, labels, grids
         self.values = {n: n.meta.get("val") for n in graph.nodes}
         self.apart: dict[fx.Node, fx.Node] = {}
         self.members: set[fx.Node] = set()
         looking = Rewriter(self.layout, lambda node, layout, shape: node)
-        queue = [n for n in seeds if written(n, looking)]
+        queue, seen = list(seeds), set[fx.Node]()
         while queue:
             node = queue.pop()
-            if node in self.members:
+            if node in seen or not self.layout(node):
                 continue
-            self.members.add(node)
-            queue += [n for n in (*node.all_input_nodes, *node.users)
-                      if n not in self.members and self.layout(n) and written(n, looking)]
+            seen.add(node)
+            if node not in crossed:
+                if not written(node, looking):
+                    continue
+                self.members.add(node)
+            queue += [*node.all_input_nodes, *node.users]
         for node in reversed(graph.nodes):  # the last permutations, before a convolution, are better made of rows
-            if node.target in PERMUTATIONS and self.members.isdisjoint(node.users):
+            if node.target in PERMUTATIONS and (self.members | crossed).isdisjoint(node.users):
                 self.members.discard(node)
 
     def layout(self, node: fx.Node) -> Layout | None:

@@ -13,6 +13,7 @@ from lvtp_fx.config import Config
 from lvtp_fx.passes.assign_spaces import AssignSpaces
 from lvtp_fx.passes.choose_sites import ChooseSites
 from lvtp_fx.passes.find_trunk import FindTrunk
+from lvtp_fx.passes.flatten_convolutions import FlattenConvolutions
 from lvtp_fx.passes.guard_inputs import guard_inputs
 from lvtp_fx.passes.insert_reduction import InsertReduction
 from lvtp_fx.passes.label_axes import LabelAxes
@@ -33,8 +34,9 @@ class Pass(Protocol):
 def analysis() -> tuple[Pass, ...]:
     """Find out what the graph is. Nothing depends on the wanted cut."""
     return (
-        MatchAttention(),  # first: one form of attention for all that follows
-        LabelAxes(),       # after it, because the fused node has the rule that lets keys be dropped
+        FlattenConvolutions(),
+        MatchAttention(),  # before the labels: one form of attention for all that follows
+        LabelAxes(),       # after it: the fused node has the rule that lets keys be dropped
         FindTrunk(),       # needs labels: blocks are attention over the tokens of one grid
     )
 

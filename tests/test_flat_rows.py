@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lvtp_fx
+from lvtp_fx.config import Config
 from lvtp_fx.models.random_weights import randomise
+from lvtp_fx.passes import pipeline
+from lvtp_fx.passes.flatten_convolutions import FlattenConvolutions
 from tests.test_golden import lines
 from tests.tiny import Attention, C, D, H, PreNorm, TinyViT, captured, fused, picture
 
@@ -57,6 +60,23 @@ class Planes(Rows):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class OnPlanes(Planes):
+    """Linear layers as convolutions of single places, on [B, C, 8, 8]."""
+
+    def __init__(self, _: nn.Module) -> None:
+        super().__init__(Attention(fused))
+        self.qkv, self.proj = nn.Conv2d(C, 3 * C, 1), nn.Conv2d(C, C, 1, bias=False)
+        self.up, self.down = nn.Conv2d(C, 2 * C, 1, padding="valid"), nn.Conv2d(2 * C, C, 1, groups=2)
+        self.before, self.between = nn.BatchNorm2d(C), nn.LayerNorm(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.before(x)).reshape(x.shape[0], 3, H, D, 64).transpose(-2, -1).unbind(1)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-2, -1).reshape(x.shape))
+        y = self.between(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # in channels-last order
+        out: Tensor = x + self.down(F.gelu(self.up(y)))
+        return out
 
 
 class Merging(Padded):
@@ -145,6 +165,7 @@ class Stepping(Rows):
         super().__init__(Attention(fused))
         self.step, self.table, self.numbers = step, nn.Parameter(torch.randn(8, 8, C)), nn.BatchNorm2d(C)
         self.up, self.matrix = nn.Linear(C, 2 * C), nn.Parameter(torch.randn(C, C))
+        self.beside = nn.Conv2d(C, C, 1, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x).flatten(1, 2)).view(x.shape)
@@ -159,7 +180,7 @@ KINDS: dict[str, tuple[tuple[type[PreNorm], ...], int]] = {  # blocks, and how m
     "global": ((Rows,) * 4, 0), "windows": ((Windows, Rows, Windows, Rows), 1), "padded": ((Rows, Padded, Rows), 1),
     "channels first": ((Planes,) * 3, 0), "merging": ((Merging, MergingAll, Merging, MergingAll), 1),
     "a convolution": ((Convolved, Rows, Rows), 1),
-    "relative": ((Relative,) * 3, 0), "relative, apart": ((RelativeApart,) * 3, 0),
+    "on planes": ((OnPlanes,) * 3, 0), "relative": ((Relative,) * 3, 0), "relative, apart": ((RelativeApart,) * 3, 0),
 }
 
 
@@ -171,12 +192,22 @@ def test_rows_are_one_axis_and_pruned(blocks: tuple[type[PreNorm], ...], readers
         torch.testing.assert_close(dense.module(picture(batch)), model(picture(batch)), rtol=0, atol=0)
     fast = lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0,))
     assert [block.path for block in fast.report.blocks] == [
-        f"blocks.{i}" + ("" if issubclass(block, Relative) else ".attention")
+        f"blocks.{i}" + ("" if issubclass(block, (Relative, OnPlanes)) else ".attention")
         for i, block in enumerate(blocks) if not issubclass(block, Windows)]
     assert fast.report.blocks[-1].tokens == 38
     lvtp_fx.verify(dense, fast, (picture(3),))
     restores = [n for n in fast.graph.nodes if n.target is torch.ops.lvtp.restore.default]
     assert len(restores) == readers + 1  # and before the head
+
+
+def test_convolutions_of_single_places_read_tokens_within_the_encoder_alone() -> None:
+    model = made(*[OnPlanes] * 3)
+    model.neck = nn.Conv2d(C, 5, 1)
+    dense = captured(model)
+    targets = [node.target for node in lvtp_fx.transform(dense, keep_ratio=0.6, sites=(0,)).graph.nodes]
+    assert targets.count(aten.conv1d.default) == 12
+    assert targets.count(aten.conv2d.default) == 2  # the patch embedding and the neck
+    assert aten.conv1d.default not in [node.target for node in dense.module.graph.nodes]
 
 
 def _gate(m: Stepping, x: Tensor) -> Tensor:
@@ -215,6 +246,7 @@ FLAT: dict[str, Step] = {
 }
 APART: dict[str, Step] = {  # these ops need rows and columns
     "a shift": _shifted,
+    "a padded convolution": lambda m, x: m.beside(x.permute(0, 3, 1, 2))[..., 1:-1, 1:-1].permute(0, 2, 3, 1),
     "roll": lambda m, x: torch.roll(x, 1, 1),
     "rows become columns": lambda m, x: x.transpose(1, 2).softmax(-1).transpose(1, 2),
     "flip": lambda m, x: x.flip(2),
@@ -275,6 +307,50 @@ layer_norm3 = aten.layer_norm(add4, [32], norm_weight, norm_bias, 1e-05, False)
 unflatten2 = aten.unflatten.int(layer_norm3, 1, [8, 8])
 permute5 = aten.permute(unflatten2, [0, 3, 1, 2])
 conv2d3 = aten.conv2d(permute5, neck_weight, neck_bias, [1, 1], [1, 1])""")
+
+
+    def test_convolutions_of_single_places(self) -> None:
+        """In the captured graph they read rows and columns; the first pass writes them on the tokens."""
+        plan = pipeline.start(captured(made(OnPlanes)), Config())
+        self.assertExpectedInline(lines(FlattenConvolutions()(plan).graph_module.graph), """\
+sym_size1 = aten.sym_size.int(image, 0)
+conv2d1 = aten.conv2d(image, conv_weight, conv_bias, [4, 4])
+flatten1 = aten.flatten.using_ints(conv2d1, 2, 3)
+permute1 = aten.permute(flatten1, [0, 2, 1])
+flatten2 = aten.flatten.using_ints(pos_embed, 1, 2)
+add1 = aten.add.Tensor(permute1, flatten2)
+permute2 = aten.permute(add1, [0, 2, 1])
+_native_batch_norm_legit_no_training1 = aten._native_batch_norm_legit_no_training(permute2, blocks_0_before_weight, blocks_0_before_bias, blocks_0_before_running_mean, blocks_0_before_running_var, 0.1, 1e-05)
+getitem1 = getitem(_native_batch_norm_legit_no_training1, 0)
+flatten3 = aten.flatten.using_ints(blocks_0_qkv_weight, 2, 3)
+conv1d1 = aten.conv1d(getitem1, flatten3, blocks_0_qkv_bias, [1], [0], [1], 1)
+reshape1 = aten.reshape(conv1d1, [sym_size1, 3, 2, 16, 64])
+transpose1 = aten.transpose.int(reshape1, -2, -1)
+unbind1 = aten.unbind.int(transpose1, 1)
+getitem2 = getitem(unbind1, 0)
+getitem3 = getitem(unbind1, 1)
+getitem4 = getitem(unbind1, 2)
+scaled_dot_product_attention1 = aten.scaled_dot_product_attention(getitem2, getitem3, getitem4)
+transpose2 = aten.transpose.int(scaled_dot_product_attention1, -2, -1)
+clone1 = aten.clone(transpose2)
+reshape2 = aten.reshape(clone1, [sym_size1, 32, 64])
+flatten4 = aten.flatten.using_ints(blocks_0_proj_weight, 2, 3)
+conv1d2 = aten.conv1d(reshape2, flatten4, None, [1], [0], [1], 1)
+add2 = aten.add.Tensor(permute2, conv1d2)
+permute3 = aten.permute(add2, [0, 2, 1])
+layer_norm1 = aten.layer_norm(permute3, [32], blocks_0_between_weight, blocks_0_between_bias, 1e-05, False)
+permute4 = aten.permute(layer_norm1, [0, 2, 1])
+flatten5 = aten.flatten.using_ints(blocks_0_up_weight, 2, 3)
+conv1d3 = aten.conv1d(permute4, flatten5, blocks_0_up_bias, [1], [0], [1], 1)
+gelu1 = aten.gelu(conv1d3)
+flatten6 = aten.flatten.using_ints(blocks_0_down_weight, 2, 3)
+conv1d4 = aten.conv1d(gelu1, flatten6, blocks_0_down_bias, [1], [0], [1], 2)
+add3 = aten.add.Tensor(add2, conv1d4)
+permute5 = aten.permute(add3, [0, 2, 1])
+layer_norm2 = aten.layer_norm(permute5, [32], norm_weight, norm_bias, 1e-05, False)
+unflatten1 = aten.unflatten.int(layer_norm2, 1, [8, 8])
+permute6 = aten.permute(unflatten1, [0, 3, 1, 2])
+conv2d2 = aten.conv2d(permute6, neck_weight, neck_bias, [1, 1], [1, 1])""")  # noqa: E501
 
 
 class Residual(nn.Module):

@@ -1,0 +1,86 @@
+"""Write convolutions of single places on the token axis."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from lvtp_fx.clean_graph import drop_views
+from lvtp_fx.flat_ops import RESHAPES, reshaped
+from lvtp_fx.flat_rows import flatten_between
+from lvtp_fx.passes.attention_forms import call
+from lvtp_fx.passes.attention_scores import same
+from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.passes.residual_streams import ADDS
+from lvtp_fx.plan import Plan
+
+aten = torch.ops.aten
+
+
+class FlattenConvolutions:
+    """A convolution with a kernel of one place is a linear layer: between views it needs no rows and columns.
+
+    In the working graph alone: in some memory layouts kernels round `conv1d` otherwise than `conv2d`.
+
+    Requires: a captured graph. Ensures: the same values, but for rounding.
+
+        before                                            after
+        x1 = unflatten(x, 2, [14, 14])  [B, C, 14, 14]    kernel = flatten(weight, 2, 3)       [O, C, 1]
+        y = conv2d(x1, weight, bias)    [B, O, 14, 14]    y = conv1d(x, kernel, bias)          [B, O, 196]
+        q = reshape(y, [B, H, D, 196])                    q = reshape(y, [B, H, D, 196])
+    """
+
+    name: ClassVar[str] = "flatten_convolutions"
+
+    def __call__(self, plan: Plan) -> Plan:
+        graph = plan.graph_module.graph
+        convolutions = _before_sums(graph)
+        if not convolutions:
+            return plan
+        flatten_between(graph, plan.batch, convolutions)
+        for node in convolutions:
+            planes = argument(node, 0, "input")
+            if _shape(planes) is not None and all(_shape(user) is not None for user in node.users):
+                _flatten(graph, node, planes)
+        drop_views(graph)
+        graph.eliminate_dead_code()
+        return plan
+
+
+def _flatten(graph: fx.Graph, node: fx.Node, planes: fx.Node) -> None:
+    """Between views: `planes`, which it reads, and its users."""
+    x, shape, tokens = planes.all_input_nodes[0], _shape(planes), planes.meta["val"].flatten(2).shape
+    assert shape is not None
+    with graph.inserting_before(node):
+        if not same(x.meta["val"].shape, tokens):
+            x = call(graph, aten.reshape.default, x, [*shape[:2], int(tokens[2])])
+        kernel = call(graph, aten.flatten.using_ints, argument(node, 1, "weight"), 2, 3)
+        new = call(graph, aten.conv1d.default, x, kernel, argument(node, 2, "bias"), [1], [0], [1],
+                   argument(node, 6, "groups", 1))
+    new.meta = {**node.meta, **new.meta}
+    for user in list(node.users):
+        user.target, user.args, user.kwargs = aten.reshape.default, (new, _shape(user)), {}
+
+
+def _before_sums(graph: fx.Graph) -> set[fx.Node]:
+    """The convolutions that lead to a sum of tokens; what a decoder makes of its planes does not."""
+    leading: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if not leading.isdisjoint(node.users) or (node.target in ADDS and node.meta["val"].ndim == 3):
+            leading.add(node)
+    return {n for n in leading if _is_of_single_places(n)}
+
+
+def _is_of_single_places(node: fx.Node) -> bool:
+    """Whether a node is a `conv2d` that mixes no places and leaves none out."""
+    if node.target not in (aten.conv2d.default, aten.conv2d.padding):
+        return False
+    stride, padding = argument(node, 3, "stride", [1, 1]), argument(node, 4, "padding", [0, 0])
+    kernel = argument(node, 1, "weight").meta["val"].shape[2:]
+    return tuple(kernel) == (1, 1) and stride == [1, 1] and padding in ([0, 0], "valid", "same")
+
+
+def _shape(node: fx.Node) -> list[Any] | None:
+    return reshaped(node) if node.target in RESHAPES else None
