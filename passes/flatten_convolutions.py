@@ -40,7 +40,7 @@ class FlattenConvolutions:
         if not convolutions:
             return plan
         flatten_between(graph, plan.batch, convolutions)
-        for node in convolutions:
+        for node in [n for n in graph.nodes if n in convolutions]:
             planes = argument(node, 0, "input")
             if _shape(planes) is not None and all(_shape(user) is not None for user in node.users):
                 _flatten(graph, node, planes)
