@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from lvtp_fx.plan import Plan
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
 class FlattenConvolutions:
     """A convolution with a kernel of one place is a linear layer: between views it needs no rows and columns.
 
@@ -74,8 +76,8 @@ def _before_sums(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _is_of_single_places(node: fx.Node) -> bool:
-    """Whether a node is a `conv2d` that mixes no places and leaves none out."""
-    if node.target not in (aten.conv2d.default, aten.conv2d.padding):
+    """Whether a node is a `conv2d` over [B, C, h, w] that mixes no places and leaves none out."""
+    if node.target not in (aten.conv2d.default, aten.conv2d.padding) or node.meta["val"].ndim != 4:
         return False
     stride, padding = argument(node, 3, "stride", [1, 1]), argument(node, 4, "padding", [0, 0])
     kernel = argument(node, 1, "weight").meta["val"].shape[2:]
