@@ -290,15 +290,17 @@ def test_a_state_dict_with_what_is_not_read_is_checked_as_the_models() -> None:
 
 
 class Normalising(torch.nn.Module):
-    """Holds one tensor as a plain attribute, makes another one on the way, and has a buffer that is not saved."""
+    """Holds one tensor as a plain attribute, makes another one on the way, and has buffers that are not saved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vit, self.mean = vit(fused), torch.full((1, 3, 1, 1), 0.5)
         self.register_buffer("shift", torch.ones(1), persistent=False)
+        self.vit.embed.register_buffer("scale", torch.full((1,), 2.0), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.vit((x - self.mean) * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1) + self.shift)  # type: ignore[no-any-return]
+        x = (x - self.mean) * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+        return self.vit(x * self.vit.embed.scale + self.shift)  # type: ignore[no-any-return]
 
 
 def test_constants_are_no_state(tmp_path: Path) -> None:
