@@ -210,6 +210,16 @@ def test_convolutions_of_single_places_read_tokens_within_the_encoder_alone() ->
     assert aten.conv1d.default not in [node.target for node in dense.module.graph.nodes]
 
 
+def test_a_padded_convolution_between_views_is_none_of_single_places() -> None:
+    def step(m: Stepping, x: Tensor) -> Tensor:
+        planes = x.flatten(1, 2).transpose(1, 2).reshape(-1, C, 8, 8)
+        return m.beside(planes).flatten(2)[..., :64].transpose(1, 2).reshape(-1, 8, 8, C)  # type: ignore[no-any-return]
+
+    model = randomise(TinyRows([Rows(Attention(fused)), Stepping(step)]), seed=0).eval()
+    fast = lvtp_fx.transform(model, (picture(3),), keep_ratio=0.6, sites=(0,))
+    lvtp_fx.verify(model, fast, (picture(3),))
+
+
 def _gate(m: Stepping, x: Tensor) -> Tensor:
     a, b = m.up(x).chunk(2, -1)
     return a * b.sigmoid()  # type: ignore[no-any-return]
