@@ -20,7 +20,7 @@ from lvtp_fx.passes.axes.label import Kind, Label
 from lvtp_fx.passes.axes.shape import PERMUTATIONS, axis_order
 
 aten = torch.ops.aten
-RESHAPES = (aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int)
+_RESHAPES = (aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ Written = tuple[Any, tuple[Any, ...], dict[str, Any]] | None  # target, args and
 def written(node: fx.Node, to: Rewriter) -> Written:
     """The op on merged values, for a node whose output has pairs."""
     target = node.target
-    if target in RESHAPES:
+    if target in _RESHAPES:
         return _reshape(node, to)
     if target in _ALONG:
         return _along(node, to)
@@ -188,7 +188,9 @@ def _reshape(node: fx.Node, to: Rewriter) -> Written:
 
 
 def reshaped(node: fx.Node) -> list[Any] | None:
-    """The shape that a view takes, as `reshape` wants it; None where that is not known."""
+    """The shape that a view takes, as `reshape` wants it; None where that is not known, and for other ops."""
+    if node.target not in _RESHAPES:
+        return None
     if node.target is aten.reshape.default:
         return list(argument(node, 1, "shape"))
     sizes = [s if isinstance(s, int) else -1 for s in node.meta["val"].shape]

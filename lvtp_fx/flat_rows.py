@@ -10,7 +10,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from lvtp_fx.flat_ops import RESHAPES, Layout, Rewriter, layout_of, reshaped, written
+from lvtp_fx.flat_ops import Layout, Rewriter, layout_of, reshaped, written
 from lvtp_fx.passes.attention_forms import call, fake_value
 from lvtp_fx.passes.axes.label import Label, grids
 from lvtp_fx.passes.axes.shape import PERMUTATIONS
@@ -36,11 +36,10 @@ def flatten_rows(graph: fx.Graph, batch: int) -> None:
     """
     nodes = list(graph.nodes)
     sums = [n for n in nodes if n.target in ADDS and n.meta["val"].ndim > 3]
-    attentions = [n for n in nodes if n.target in _ATTENTION]
-    if not sums or not attentions:
+    if not sums or not any(n.target in _ATTENTION for n in nodes):
         return
     labels, _ = label_graph(graph, batch)
-    attended = set().union(*(grids(labels[n]) for n in attentions))  # windows attend to no grid
+    attended = _attended(labels)
     flow, order = value_graph(graph), {n: i for i, n in enumerate(nodes)}
     seeds = {n for n in sums if _is_state(labels[n]) and layout_of(labels[n], attended)
              and _around_attention(n, labels, flow, order)}
@@ -57,8 +56,12 @@ def flatten_between(graph: fx.Graph, batch: int, convolutions: set[fx.Node]) -> 
         e = conv2d(d, w2)           [B, C, 14, 14]      e = conv2d(unflatten(d, 2, [14, 14]))    [B, C, 14, 14]
     """
     labels, _ = label_graph(graph, batch)
-    attended = set().union(*(grids(labels[n]) for n in graph.nodes if n.target in _ATTENTION))
-    _Merging(graph, labels, attended, convolutions, convolutions).run()
+    _Merging(graph, labels, _attended(labels), convolutions, convolutions).run()
+
+
+def _attended(labels: dict[fx.Node, Any]) -> set[tuple[int, int]]:
+    """The grids that an attention runs over; windows attend to none."""
+    return set().union(*(grids(label) for node, label in labels.items() if node.target in _ATTENTION))
 
 
 def _is_state(label: Label) -> bool:
@@ -93,22 +96,17 @@ class _Merging:
         self.graph, self.labels, self.grids = graph, labels, grids
         self.values = {n: n.meta.get("val") for n in graph.nodes}
         self.apart: dict[fx.Node, fx.Node] = {}
-        self.members: set[fx.Node] = set()
         looking = Rewriter(self.layout, lambda node, layout, shape: node)
-        queue, seen = list(seeds), set[fx.Node]()
+        queue, reached = list(seeds), set[fx.Node]()
         while queue:
             node = queue.pop()
-            if node in seen or not self.layout(node):
-                continue
-            seen.add(node)
-            if node not in crossed:
-                if not written(node, looking):
-                    continue
-                self.members.add(node)
-            queue += [*node.all_input_nodes, *node.users]
+            if node not in reached and self.layout(node) and (node in crossed or written(node, looking)):
+                reached.add(node)
+                queue += [*node.all_input_nodes, *node.users]
         for node in reversed(graph.nodes):  # the last permutations, before a convolution, are better made of rows
-            if node.target in PERMUTATIONS and (self.members | crossed).isdisjoint(node.users):
-                self.members.discard(node)
+            if node.target in PERMUTATIONS and reached.isdisjoint(node.users):
+                reached.discard(node)
+        self.members = reached - crossed
 
     def layout(self, node: fx.Node) -> Layout | None:
         return layout_of(self.labels.get(node, ()), self.grids)
@@ -127,11 +125,10 @@ class _Merging:
 
     def _read(self, node: fx.Node) -> None:
         """A node outside reads merged values as they were, unless it is a view, which reads them as they are."""
-        if node.target in RESHAPES and node.args[0] in self.members:
-            shape = reshaped(node)
-            if shape is not None:
-                node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], shape), {}
-                return
+        shape = reshaped(node)
+        if shape is not None and node.args[0] in self.members:
+            node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], shape), {}
+            return
         if node.target is aten.sym_size.int and node.args[0] in self.members:
             source, dim = node.args
             assert isinstance(source, fx.Node) and isinstance(dim, int)

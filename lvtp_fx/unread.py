@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,21 +54,6 @@ class Loaded:
                     tensor.copy_(value)
 
 
-class LeftOut:
-    """Leaves constants out of the state dict of a deep copy too: a hook behind the copy, whose buffers are all state
-    under torch 2.11.
-
-    Attributes:
-        names: what is state.
-    """
-
-    def __init__(self, names: frozenset[str]) -> None:
-        self.names = names
-
-    def __call__(self, module: fx.GraphModule) -> None:
-        leave_out_constants(module, self.names)
-
-
 def unread(module: nn.Module, read: fx.GraphModule, names: Container[str]) -> dict[str, torch.Tensor]:
     """Those of `names`, in the module's state dict, that are no state of the graph module `read`, by name."""
     state: dict[str, torch.Tensor] = module.state_dict(keep_vars=True)
@@ -87,9 +73,9 @@ def leave_out_constants(module: fx.GraphModule, names: Container[str]) -> None:
 def carry(module: fx.GraphModule, tensors: dict[str, torch.Tensor], captured: fx.GraphModule) -> None:
     """Let the state dict of a module that was made of the captured one be that one's and `tensors`, when it is written
     and when it is read."""
-    constants = LeftOut(frozenset(captured.state_dict()))
-    constants(module)
-    module._register_deepcopy_hook(constants)
+    leave_out = partial(leave_out_constants, names=frozenset(captured.state_dict()))
+    leave_out(module)
+    module._register_deepcopy_hook(leave_out)  # under torch 2.11 all buffers of a deep copy are state
     if tensors:
         module.register_state_dict_post_hook(Saved(tensors))
         # Not the public name for it: that hook would hold the module, and a deep copy of one would copy the other.

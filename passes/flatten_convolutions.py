@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from lvtp_fx.clean_graph import drop_views
-from lvtp_fx.flat_ops import RESHAPES, reshaped
+from lvtp_fx.flat_ops import reshaped
 from lvtp_fx.flat_rows import flatten_between
 from lvtp_fx.passes.attention_forms import call
 from lvtp_fx.passes.attention_scores import same
@@ -44,7 +44,7 @@ class FlattenConvolutions:
         flatten_between(graph, plan.batch, convolutions)
         for node in [n for n in graph.nodes if n in convolutions]:
             planes = argument(node, 0, "input")
-            if _shape(planes) is not None and all(_shape(user) is not None for user in node.users):
+            if None not in map(reshaped, (planes, *node.users)):
                 _flatten(graph, node, planes)
         drop_views(graph)
         graph.eliminate_dead_code()
@@ -53,17 +53,18 @@ class FlattenConvolutions:
 
 def _flatten(graph: fx.Graph, node: fx.Node, planes: fx.Node) -> None:
     """Between views: `planes`, which it reads, and its users."""
-    x, shape, tokens = planes.all_input_nodes[0], _shape(planes), planes.meta["val"].flatten(2).shape
+    x, shape = planes.all_input_nodes[0], reshaped(planes)
+    batch, channels, height, width = planes.meta["val"].shape
     assert shape is not None
     with graph.inserting_before(node):
-        if not same(x.meta["val"].shape, tokens):
-            x = call(graph, aten.reshape.default, x, [*shape[:2], int(tokens[2])])
+        if not same(x.meta["val"].shape, (batch, channels, height * width)):
+            x = call(graph, aten.reshape.default, x, [*shape[:2], height * width])
         kernel = call(graph, aten.flatten.using_ints, argument(node, 1, "weight"), 2, 3)
         new = call(graph, aten.conv1d.default, x, kernel, argument(node, 2, "bias"), [1], [0], [1],
                    argument(node, 6, "groups", 1))
     new.meta = {**node.meta, **new.meta}
     for user in list(node.users):
-        user.target, user.args, user.kwargs = aten.reshape.default, (new, _shape(user)), {}
+        user.target, user.args, user.kwargs = aten.reshape.default, (new, reshaped(user)), {}
 
 
 def _before_sums(graph: fx.Graph) -> set[fx.Node]:
@@ -82,7 +83,3 @@ def _is_of_single_places(node: fx.Node) -> bool:
     stride, padding = argument(node, 3, "stride", [1, 1]), argument(node, 4, "padding", [0, 0])
     kernel = argument(node, 1, "weight").meta["val"].shape[2:]
     return tuple(kernel) == (1, 1) and stride == [1, 1] and padding in ([0, 0], "valid", "same")
-
-
-def _shape(node: fx.Node) -> list[Any] | None:
-    return reshaped(node) if node.target in RESHAPES else None

@@ -318,7 +318,6 @@ unflatten2 = aten.unflatten.int(layer_norm3, 1, [8, 8])
 permute5 = aten.permute(unflatten2, [0, 3, 1, 2])
 conv2d3 = aten.conv2d(permute5, neck_weight, neck_bias, [1, 1], [1, 1])""")
 
-
     def test_convolutions_of_single_places(self) -> None:
         """In the captured graph they read rows and columns; the first pass writes them on the tokens."""
         plan = pipeline.start(captured(made(OnPlanes)), Config())
