@@ -17,6 +17,7 @@ from lvtp_fx.passes.axes.shape import PERMUTATIONS
 from lvtp_fx.passes.label_axes import label_graph
 from lvtp_fx.passes.match_attention import SOFTMAXES
 from lvtp_fx.passes.residual_streams import ADDS, between, value_graph
+from lvtp_fx.provenance import told_by
 
 aten = torch.ops.aten
 _ATTENTION = (*SOFTMAXES, aten.scaled_dot_product_attention.default)
@@ -172,6 +173,4 @@ class _Merging:
 
     def _call(self, source: fx.Node, target: Any, *args: Any) -> fx.Node:
         """A new node, at the place in the model of the value that it is a view of."""
-        new = call(self.graph, target, *args)
-        new.meta = {**source.meta, **new.meta}
-        return new
+        return told_by(source, call(self.graph, target, *args))

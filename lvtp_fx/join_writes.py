@@ -10,6 +10,7 @@ from torch import fx
 from lvtp_fx.passes.attention_forms import call
 from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.passes.axes.flow import argument
+from lvtp_fx.provenance import told_by
 
 aten = torch.ops.aten
 
@@ -63,13 +64,7 @@ def _joined(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         parts.insert(0, call(graph, aten.slice.Tensor, x, dim, 0, start))
     if stop < size:
         parts.append(call(graph, aten.slice.Tensor, x, dim, stop, sys.maxsize))
-    return _told_by(node, call(graph, aten.cat.default, parts, dim) if len(parts) > 1 else part)
-
-
-def _told_by(node: fx.Node, new: fx.Node) -> fx.Node:
-    """With the place in the model that the node comes from."""
-    new.meta = {**node.meta, **new.meta}
-    return new
+    return told_by(node, call(graph, aten.cat.default, parts, dim) if len(parts) > 1 else part)
 
 
 def _alike(node: fx.Node, other: object) -> bool:

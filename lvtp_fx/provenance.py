@@ -25,6 +25,12 @@ def source_line(node: fx.Node) -> str:
     return f"{file.rsplit('/', 1)[-1]}:{line}"
 
 
+def told_by(source: fx.Node, new: fx.Node) -> fx.Node:
+    """A new node, as one of the place in the model that `source` comes from."""
+    new.meta = {**source.meta, **new.meta}
+    return new
+
+
 def describe(node: fx.Node) -> str:
     """`blocks.3.attn (node softmax_3, attention.py:88)`: all that is known of a node's place."""
     details = [f"node {node.name}"]

@@ -16,6 +16,7 @@ from lvtp_fx.passes.attention_scores import same
 from lvtp_fx.passes.axes.flow import argument
 from lvtp_fx.passes.residual_streams import ADDS
 from lvtp_fx.plan import Plan
+from lvtp_fx.provenance import told_by
 
 aten = torch.ops.aten
 
@@ -60,9 +61,8 @@ def _flatten(graph: fx.Graph, node: fx.Node, planes: fx.Node) -> None:
         if not same(x.meta["val"].shape, (batch, channels, height * width)):
             x = call(graph, aten.reshape.default, x, [*shape[:2], height * width])
         kernel = call(graph, aten.flatten.using_ints, argument(node, 1, "weight"), 2, 3)
-        new = call(graph, aten.conv1d.default, x, kernel, argument(node, 2, "bias"), [1], [0], [1],
-                   argument(node, 6, "groups", 1))
-    new.meta = {**node.meta, **new.meta}
+        new = told_by(node, call(graph, aten.conv1d.default, x, kernel, argument(node, 2, "bias"), [1], [0], [1],
+                                 argument(node, 6, "groups", 1)))
     for user in list(node.users):
         user.target, user.args, user.kwargs = aten.reshape.default, (new, reshaped(user)), {}
 
