@@ -34,9 +34,10 @@ class InsertReduction:
 
         before                        after
         add_1 = add(x, attention)     add_1 = add(x, attention)
-                                      entropy, edges, representatives, rank = lvtp...
-                                      select = lvtp.select(rank, K); owners = lvtp.owners(...)
-                                      merge = lvtp.merge(add_1, owners, ...)
+                                      comparable, entropy, edges, representatives, rank = lvtp...
+                                      select = lvtp.select(rank, K); dropped = lvtp.dropped(select, N)
+                                      owners = lvtp.owners(comparable, select, dropped)
+                                      sizes = lvtp.sizes(ones, owners); merge = lvtp.merge(add_1, owners, sizes, ...)
         norm(add_1) ...               norm(merge) ...
         sdpa(q, k, v)                 sdpa(q, k, v, lvtp.key_bias(sizes))
         head(add_24)                  head(lvtp.restore(add_24, add_1, merge, owners))
@@ -120,11 +121,11 @@ class _Emitter:
                              self.to, partial(self._read, site.block))
         choice = Choice(*get(config.strategy).decide(context, config))
         kept, owner = choice[:2]
-        reduced = reduce_node(self.to, config.reduce, entered, label, here.size, kept, owner)
         position = self.to.call("compose", here.position, kept)
         size = self.to.call("sizes", here.size, owner, site.kept)
-        self.to.spaces.append(SpaceNodes(site.kept, kept, owner, position, size, choice.supports, choice.shares))
-        self.values.left[state] = (entered, reduced)
+        space = SpaceNodes(site.kept, kept, owner, position, size, choice.supports, choice.shares)
+        self.values.left[state] = (entered, reduce_node(self.to, config.reduce, entered, label, here, space))
+        self.to.spaces.append(space)
         self.sites.append(SiteRecord(attention.path, state.name, *(node.name if node else "" for node in choice)))
 
     def _hiding_masks(self, tokens: int) -> Iterator[tuple[fx.Node, tuple[int, int]]]:
@@ -139,9 +140,8 @@ class _Emitter:
     def _enter(self, state: fx.Node) -> None:
         """A later stream goes on with the tokens that live on behind the last site."""
         space = from_full_grid(self.to, self.values.born[state])
-        assert space.kept is not None and space.owner is not None
         reduced = reduce_node(self.to, self.plan.config.reduce, self.values.base[state], self.plan.labels[state],
-                              self.to.spaces[0].size, space.kept, space.owner)
+                              self.to.spaces[0], space)
         self.values.left[state] = (self.values.base[state], reduced)
 
     def _read(self, block: int, value: fx.Node) -> fx.Node:

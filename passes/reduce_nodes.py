@@ -13,20 +13,20 @@ from lvtp_fx.passes.remember import ends
 
 
 def reduce_node(
-    to: Coercer, mode: Reduce, state: fx.Node, label: Label, parent_size: fx.Node, kept: fx.Node, owner: fx.Node
+    to: Coercer, mode: Reduce, state: fx.Node, label: Label, parent: SpaceNodes, space: SpaceNodes
 ) -> fx.Node:
     """A state, laid out as `label` says, on the tokens that live on: means of what each of them owns, or they alone.
 
     Args:
-        parent_size: [B, N], grid tokens that each token of the state stands for.
-        kept: [B, K], owner: [B, N], as of `SpaceNodes`, into and from the space of the state.
+        parent: the space of the state. space: the one to enter, a child of it.
     """
     tokens, order = to.as_tokens(state, label)
     before, after = ends(label)
     if mode == "merge":
-        reduced = to.call("merge", tokens, kept, owner, parent_size, before, after)
+        reduced = to.call("merge", tokens, space.kept, to.call("dropped", space.kept, parent.count), space.owner,
+                          parent.size, space.size, before, after)
     else:
-        reduced = to.call("gather", tokens, kept, 0, 1, before, after)
+        reduced = to.call("gather", tokens, space.kept, 0, 1, before, after)
     return to.as_before(reduced, order)
 
 

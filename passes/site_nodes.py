@@ -15,6 +15,7 @@ from lvtp_fx.passes.remember import attended
 from lvtp_fx.passes.rewrite_sizes import resized
 from lvtp_fx.plan import Plan
 from lvtp_fx.strategies import SiteNodes
+from lvtp_fx.strategies.base import both
 
 aten = torch.ops.aten
 
@@ -63,13 +64,15 @@ def site_nodes(
     ends = key_ends(plan, attention)
     told_by_keys = config.feature == "keys" or (config.feature == "auto" and plan.sites[index].block > 0)
     source, source_ends = (k, ends) if told_by_keys else (stream, feature_ends)
-    D = length(uses[old_k][-1])
+    feature = to.call("features", source, *source_ends, length(uses[old_k][-1]))
+    position, grid = to.spaces[-1].position, plan.trunk.grid
+    left, right = both(
+        to.call("comparable", feature, position, grid[1], max(grid), config.neighbour_weight), "left", "right")
     return SiteNodes(
         q=q, k=k, mask=site_mask(plan, attention, tokens, to, read), scale=argument(attention, 6, "scale"),
-        stream=stream,
-        feature=to.call("features", source, *source_ends, D), N=tokens, position=to.spaces[-1].position,
+        stream=stream, feature=feature, left=left, right=right, N=tokens, position=position,
         size=to.spaces[-1].size, shown=to.spaces[0].size if hides else None, image=image,
-        before=ends[0], after=ends[1], grid=plan.trunk.grid, kept=plan.sites[index].kept, call=to.call,
+        before=ends[0], after=ends[1], grid=grid, kept=plan.sites[index].kept, call=to.call,
     )
 
 

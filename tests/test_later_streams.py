@@ -174,7 +174,7 @@ def test_it_is_merged_where_it_begins_and_restored_where_it_ends() -> None:
     *_, entry = targets(fast, "merge")
     assert entry.args[0].name == "linear_12"  # type: ignore[union-attr]
     assert entry.args[1].name.startswith("lvtp_compose")  # type: ignore[union-attr]  # through both sites at once
-    assert entry.args[4:] == (0, 0)
+    assert entry.args[6:] == (0, 0)
     assert len(targets(fast, "key_bias")) == 4  # blocks 1 and 2 of the encoder, both of the decoder
     assert [n.args[5:] for n in targets(fast, "restore_between")] == [(0, 0)] * 2  # the queries are cut off before
     assert [n.args[4:] for n in targets(fast, "restore")] == [(0, 0)]
@@ -221,7 +221,7 @@ def test_nothing_to_prune_leaves_the_decoder_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("op", "which", "argument", "broken"), [
-    ("merge", -1, 3, "other sizes"), ("restore", -1, 2, "zeros"), ("key_bias", -1, 1, "ones"),
+    ("merge", -1, 4, "other sizes"), ("restore", -1, 2, "zeros"), ("key_bias", -1, 1, "ones"),
 ])
 def test_a_broken_decoder_is_caught(op: str, which: int, argument: int, broken: str) -> None:
     dense = captured(decoder())

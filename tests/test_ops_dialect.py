@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
 from lvtp_fx.errors import LvtpError
 from lvtp_fx.ops.guard import check_constant
+from tests import op_calls
 from tests.draws import Space, normal
 
 lvtp = torch.ops.lvtp
@@ -44,7 +45,7 @@ def twice(op: Callable[..., torch.Tensor], *args: object, size: torch.Tensor) ->
 
 
 def supports(t: Tensors, owner: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    return lvtp.supports(t["feature"], t["kept"], owner, t["position"], 6, 6, 0.1, 3, 0.1)  # type: ignore[no-any-return]
+    return op_calls.supports(t["feature"], t["kept"], owner, t["position"], 6, 6, 0.1, 3, 0.1)
 
 
 OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
@@ -58,13 +59,15 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "features": lambda t: torch.cat([lvtp.features(t["k"], 1, 1, 4), lvtp.features(t["x"], 1, 1, 2)], dim=-1),
     "hide": lambda t: lvtp.hide(t["importance"], t["hidden"]),
     "select": lambda t: lvtp.select(t["importance"], 8),
-    "owners": lambda t: lvtp.owners(t["feature"], t["kept"], t["position"], 6, 6, 0.1),
+    "owners": lambda t: op_calls.owners(t["feature"], t["kept"], t["position"], 6, 6, 0.1),
+    "comparable": lambda t: torch.cat(lvtp.comparable(t["feature"], t["position"], 6, 6, 0.1), dim=-1),
+    "dropped": lambda t: lvtp.dropped(t["kept"], SPACE.N),
     "supports": lambda t: torch.cat(supports(t, t["owner"]), dim=-1),
     "owners_among": lambda t: lvtp.owners_among(t["owner"].unsqueeze(-1).expand(-1, -1, 2)),
     "representatives": lambda t: twice(lvtp.representatives, t["importance"], t["position"], *GRID, 2, 2,
                                        size=t["hidden"]),
-    "rank": lambda t: twice(lvtp.rank, t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0, 1,
-                            1, 12, 2, size=t["hidden"]),
+    "rank": lambda t: twice(op_calls.rank, t["feature"], t["kept"], t["position"], t["importance"], t["edge"], 6, 6, 0,
+                            1, 1, 12, 2, size=t["hidden"]),
     "received": lambda t: twice(lvtp.received, t["q"], t["k"], t["mask"], None, 1, 1, 2, size=t["hidden"]),
     "blank": lambda t: lvtp.blank(t["position"]),
     "partners": lambda t: twice(lvtp.partners, t["feature"], size=t["hidden"]),
@@ -79,7 +82,7 @@ OPS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "ones": lambda t: lvtp.ones(t["position"]),
     "shown": lambda t: lvtp.shown(t["mask"] * 1000, t["position"], 1, 1),
     "sizes": lambda t: lvtp.sizes(t["size"], t["owner"], 8),
-    "merge": lambda t: lvtp.merge(t["x"], t["kept"], t["owner"], t["size"], 1, 1),
+    "merge": lambda t: op_calls.merge(t["x"], t["kept"], t["owner"], t["size"], 1, 1),
     "key_bias": lambda t: lvtp.key_bias(t["visible"], t["size"][:, :8], 1, 1, 0, t["q"]),
     "restore": lambda t: lvtp.restore(t["now"], t["x"], t["left"], t["owner"], 1, 1),
     "restore_between": lambda t: lvtp.restore_between(t["now"], t["x"], t["left"], *supports(t, None), 1, 1),
@@ -143,15 +146,15 @@ class Pruned(nn.Module):
         edges = lvtp.compose(lvtp.edges(image, *GRID, size), position)
         importance = lvtp.blend(entropy, edges, -1.0, 0.5)
         anchors = lvtp.representatives(importance, position, *GRID, 2, 2, size)
-        rank = lvtp.rank(feature, anchors, position, importance, edges, 6, 6, 0.1, 0.1, 0.1, 10, 2, size)
+        rank = op_calls.rank(feature, anchors, position, importance, edges, 6, 6, 0.1, 0.1, 0.1, 10, 2, size)
         extra = lvtp.hashed(position, 3) + lvtp.spread(position, 6) + lvtp.blank(position)
         extra = extra + lvtp.received(q, k, mask, None, 1, 0, 2, size)
         pixels = lvtp.superpixels(feature, position, 6, 6, 10, 2, 0.1)
         for partner in (pixels, lvtp.partners(feature), lvtp.partners_across(feature)):
             extra = extra + lvtp.pair_rank(feature, partner, 3.0).clamp(max=1)
         kept = lvtp.select(lvtp.hide(lvtp.blend(rank, extra, 1.0, 1e-3), size), 10)
-        owner = lvtp.owners(feature, kept, position, 6, 6, 0.1)
-        left = lvtp.merge(x, kept, owner, size, 1, 0)
+        owner = op_calls.owners(feature, kept, position, 6, 6, 0.1)
+        left = op_calls.merge(x, kept, owner, size, 1, 0)
         small = lvtp.sizes(size, owner, 10)
         q = left.unflatten(-1, (2, 4)).transpose(1, 2)
         bias = lvtp.key_bias(lvtp.gather(mask[None], kept, 0, 2, 1, 0)[:, :1].unsqueeze(1), small, 1, 0, 0, q)
@@ -160,7 +163,7 @@ class Pruned(nn.Module):
         heads = lvtp.gather(now.repeat_interleave(2, 0), lvtp.repeat(kept * 0, 1, 2), 0, 1, 1, 0)
         frozen = lvtp.restore_frozen(now, x, kept, 1, 0)
         others = lvtp.owners_of(pixels, kept) + lvtp.owners_fused(importance, kept)
-        supports, shares = lvtp.supports(feature, kept, None, position, 6, 6, 0.1, 3, 0.1)
+        supports, shares = op_calls.supports(feature, kept, None, position, 6, 6, 0.1, 3, 0.1)
         others = others + lvtp.owners_among(supports)
         frozen = frozen + lvtp.restore_between(now, x, left, supports, shares, 1, 0)
         return lvtp.restore(now, x, left, owner, 1, 0) + 0.5 * frozen + heads.mean() + others.float().mean()

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lvtp_fx.config import Config
 from lvtp_fx.ops import nearest as ops
 from lvtp_fx.strategies import get
+from tests import op_calls
 from tests.draws import normal, seeds, subsets
 from tests.test_strategies import Site, counted
 
@@ -48,9 +49,9 @@ def test_it_is_the_best_of_the_band(seed: int, N: int, data: st.DataObject, weig
     J, M = (data.draw(st.integers(1, N)) for _ in range(2))
     tokens = torch.arange(N).expand(2, N) if all_tokens else subsets(seed, 2, N, J)
     others = subsets(seed + 1, 2, N, M)[:, torch.randperm(M, generator=torch.Generator().manual_seed(seed))]
-    keyed = ops.placed(normal(seed, 2, N, 4).float(), torch.arange(N).expand(2, N), 7, 7)
-    best, index = ops.nearest(keyed, None if all_tokens else tokens, others, weight)
-    similarity = ops.affinity(keyed, keyed, weight)
+    left, right = lvtp.comparable(normal(seed, 2, N, 4).float(), torch.arange(N).expand(2, N), 7, 7, weight)
+    best, index = ops.nearest(left, right, None if all_tokens else tokens, others)
+    similarity = left @ right.mT
     for b in range(2):
         wanted = by_loop(similarity[b], tokens[b].tolist(), others[b].tolist())
         torch.testing.assert_close(best[b], torch.tensor([value for value, _ in wanted]), rtol=0, atol=CLOSE)
@@ -61,10 +62,10 @@ def test_a_band_is_left_only_by_what_is_far(monkeypatch: pytest.MonkeyPatch) -> 
     """64 x 64 tokens: what is nearest among all, and within half of the band, is found in the band."""
     N, columns = 64 * 64, 64
     position = torch.arange(N)[None]
-    keyed, others = ops.placed(normal(0, 1, N, 16), position, columns, columns), subsets(1, 1, N, N // 3)
-    best, index = ops.nearest(keyed, None, others, 8.0)
+    pair, others = lvtp.comparable(normal(0, 1, N, 16), position, columns, columns, 8.0), subsets(1, 1, N, N // 3)
+    best, index = ops.nearest(*pair, None, others)
     monkeypatch.setattr(ops, "BAND", N)
-    best_of_all, index_of_all = ops.nearest(keyed, None, others, 8.0)
+    best_of_all, index_of_all = ops.nearest(*pair, None, others)
     apart = (torch.gather(others, 1, index_of_all) - position).abs()
     near = apart < 1024 // 2 - ops.BLOCK
     assert 0.5 < near.float().mean() < 1
@@ -85,8 +86,8 @@ def test_they_are_linear_in_the_tokens() -> None:
         feature, position = torch.empty(1, N, 64, device="meta"), torch.empty(1, N, dtype=torch.int64, device="meta")
         kept, edges = position[:, : N // 2], torch.empty(1, N, device="meta")
         with FlopCounterMode(display=False) as counter:
-            lvtp.rank(feature, position[:, : N // 4], position, edges, edges, 128, 128, 8.0, 0.0, 0.05, N // 2, 6)
-            lvtp.owners(feature, kept, position, 128, 128, 8.0)
+            op_calls.rank(feature, position[:, : N // 4], position, edges, edges, 128, 128, 8.0, 0.0, 0.05, N // 2, 6)
+            op_calls.owners(feature, kept, position, 128, 128, 8.0)
         return counter.get_total_flops()
 
     assert flops(16_384) == pytest.approx(4 * flops(4096), rel=0.01)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
+from tests import op_calls
 from tests.draws import integers, normal, seeds, subsets
 
 lvtp = torch.ops.lvtp
@@ -95,7 +96,7 @@ def test_owners_are_the_most_similar_kept_tokens(
     K = data.draw(st.integers(1, N))
     position = subsets(seed, B, rows * columns, N)  # a site after another one: not all places live
     kept, feature = subsets(seed + 1, B, N, K), normal(seed, B, N, 4)
-    owner = lvtp.owners(feature, kept, position, columns, reach, weight)
+    owner = op_calls.owners(feature, kept, position, columns, reach, weight)
     assert owner.shape == (B, N)
     assert owner.dtype == torch.int64
     assert owner.min() >= 0
@@ -121,11 +122,11 @@ def test_supports_are_the_owner_and_the_most_similar_others(
     K = data.draw(st.integers(1, N))
     position, kept = subsets(seed, B, rows * columns, N), subsets(seed + 1, B, N, K)
     feature = normal(seed, B, N, 4)
-    owner = lvtp.owners(feature, kept, position, columns, 5, weight)
+    owner = op_calls.owners(feature, kept, position, columns, 5, weight)
     if given_owner:  # any owners, but kept tokens are their own
         owner = ((owner + normal(seed, B, N).abs() * K).long() % K).scatter(1, kept, torch.arange(K).expand(B, K))
-    supports, shares = lvtp.supports(feature, kept, owner if given_owner else None, position, columns, 5, weight, count,
-                                     softness)
+    supports, shares = op_calls.supports(feature, kept, owner if given_owner else None, position, columns, 5, weight,
+                                         count, softness)
     assert torch.equal(lvtp.owners_among(supports), owner)
     for b in range(B):
         alive = kept[b].tolist()
@@ -150,7 +151,7 @@ def test_supports_of_bad_features_are_still_kept_tokens(bad: float) -> None:
     feature = normal(0, 1, 6, 3)
     feature[0, [1, 2]] = bad  # a kept one and a dropped one
     kept = torch.tensor([[0, 1, 4]])
-    supports, shares = lvtp.supports(feature, kept, None, torch.arange(6)[None], 3, 3, 0.1, 3, 0.1)
+    supports, shares = op_calls.supports(feature, kept, None, torch.arange(6)[None], 3, 3, 0.1, 3, 0.1)
     assert 0 <= int(supports.min()) <= int(supports.max()) < 3
     assert not shares[0, [0, 1, 3, 4, 5]].isnan().any()
     assert (shares[0, [3, 5]] * (supports[0, [3, 5]] == 1)).sum() == 0  # nothing is restored from what is not a number
@@ -160,15 +161,15 @@ def test_owners_trade_similarity_against_distance() -> None:
     """Token 3 is alike token 0, three columns away, and half alike its neighbour 2."""
     feature = torch.tensor([[[1.0, 0], [0, 1], [0.6, 0.8], [1.0, 0]]])
     kept, position = torch.tensor([[0, 2]]), torch.arange(4)[None]
-    assert lvtp.owners(feature, kept, position, 4, 4, 0.0)[0, 3] == 0
-    assert lvtp.owners(feature, kept, position, 4, 4, 1.0)[0, 3] == 1  # 1 - 9/16 < 0.6 - 1/16
-    assert lvtp.owners(feature, kept, position, 4, 8, 1.0)[0, 3] == 0  # 1 - 9/64 > 0.6 - 1/64
-    assert lvtp.owners(feature, kept, position, 2, 8, 1.0)[0, 3] == 0  # 2 columns: 0 and 3 touch at a corner
+    assert op_calls.owners(feature, kept, position, 4, 4, 0.0)[0, 3] == 0
+    assert op_calls.owners(feature, kept, position, 4, 4, 1.0)[0, 3] == 1  # 1 - 9/16 < 0.6 - 1/16
+    assert op_calls.owners(feature, kept, position, 4, 8, 1.0)[0, 3] == 0  # 1 - 9/64 > 0.6 - 1/64
+    assert op_calls.owners(feature, kept, position, 2, 8, 1.0)[0, 3] == 0  # 2 columns: 0 and 3 touch at a corner
 
 
 def test_kept_twins_own_themselves_and_ties_go_to_the_earlier() -> None:
     feature = torch.ones(1, 5, 3)
-    owner = lvtp.owners(feature, torch.tensor([[1, 3]]), torch.arange(5)[None], 5, 5, 0.0)
+    owner = op_calls.owners(feature, torch.tensor([[1, 3]]), torch.arange(5)[None], 5, 5, 0.0)
     assert owner.tolist() == [[0, 0, 0, 1, 0]]
 
 
@@ -177,10 +178,10 @@ def test_owners_of_bad_features_are_still_owners(bad: float) -> None:
     feature = normal(0, 1, 6, 3)
     feature[0, [1, 2]] = bad  # a kept one and a dropped one
     kept = torch.tensor([[0, 1, 4]])
-    owner = lvtp.owners(feature, kept, torch.arange(6)[None], 3, 3, 0.1)[0]
+    owner = op_calls.owners(feature, kept, torch.arange(6)[None], 3, 3, 0.1)[0]
     assert owner[kept[0]].tolist() == [0, 1, 2]
     assert 0 <= int(owner.min()) <= int(owner.max()) < 3
-    good = lvtp.owners(feature[:, [0, 3, 4, 5]], torch.tensor([[0, 2]]), torch.tensor([[0, 3, 4, 5]]), 3, 3, 0.1)[0]
+    good = op_calls.owners(feature[:, [0, 3, 4, 5]], torch.tensor([[0, 2]]), torch.tensor([[0, 3, 4, 5]]), 3, 3, 0.1)[0]
     if bad != 0:  # zeros are alike to nothing, but no worse than an opposite
         assert torch.tensor([0, 2])[good].tolist() == owner[[0, 3, 4, 5]].tolist()
 
@@ -259,8 +260,8 @@ def test_rank_is_its_definition(
         anchors = torch.cat([anchors, torch.zeros(2, 2, dtype=torch.int64)], 1)
     feature, importance, edges = normal(seed, 2, N, 4), normal(seed + 2, 2, N), normal(seed + 3, 2, N)
     kept = max(anchors.shape[1], min(N, anchors.shape[1] + more))
-    actual = lvtp.rank(feature, anchors, position, importance.float(), edges.float(), columns, 4, neighbour,
-                       importance_weight, edge_weight, kept, rounds)
+    actual = op_calls.rank(feature, anchors, position, importance.float(), edges.float(), columns, 4, neighbour,
+                           importance_weight, edge_weight, kept, rounds)
     for b in range(2):
         expected = rank_by_loop(feature[b], anchors[b].tolist(), position[b].tolist(), importance[b], edges[b],
                                 columns, 4, neighbour, importance_weight, edge_weight, kept, rounds)
@@ -271,8 +272,8 @@ def ranked(edges: list[float], edge_weight: float) -> list[int]:
     """Tokens by priority, the first to live on first: token 0 is the anchor, 1 to 3 less and less alike it."""
     angle = torch.tensor([0.0, 0.3, 0.6, 0.9])
     feature = torch.stack([angle.cos(), angle.sin()], -1)[None]
-    priority = lvtp.rank(feature, torch.tensor([[0]]), torch.arange(4)[None], torch.zeros(1, 4),
-                         torch.tensor([edges], dtype=torch.float32), 4, 4, 0.0, 0.0, edge_weight, 3, 1)
+    priority = op_calls.rank(feature, torch.tensor([[0]]), torch.arange(4)[None], torch.zeros(1, 4),
+                             torch.tensor([edges], dtype=torch.float32), 4, 4, 0.0, 0.0, edge_weight, 3, 1)
     return [int(i) for i in priority[0].argsort(descending=True)]
 
 
@@ -285,7 +286,7 @@ def test_of_tokens_alike_one_is_enough_where_they_are_chosen_in_rounds() -> None
     angle = torch.tensor([0.0, 0.8, 1.5, 1.52])
     feature, none = torch.stack([angle.cos(), angle.sin()], -1)[None], torch.zeros(1, 4)
     first, renewed = (
-        lvtp.rank(feature, torch.tensor([[0]]), torch.arange(4)[None], none, none, 4, 4, 0.0, 0.0, 0.0, 3, rounds)
+        op_calls.rank(feature, torch.tensor([[0]]), torch.arange(4)[None], none, none, 4, 4, 0.0, 0.0, 0.0, 3, rounds)
         for rounds in (1, 2))
     assert lvtp.select(first, 3).tolist() == [[0, 2, 3]]
     assert lvtp.select(renewed, 3).tolist() == [[0, 1, 3]]
@@ -295,9 +296,10 @@ def test_repeated_anchors_do_not_cost_the_best_tokens_their_place() -> None:
     """`representatives` repeats token 0 for an empty cell; who lives on must not depend on it."""
     feature, position = normal(1, 1, 8, 4, dtype=torch.float32), torch.arange(8)[None]
     none = torch.zeros(1, 8)
-    once, thrice = (lvtp.select(lvtp.rank(feature, torch.tensor([anchors]), position, none, none, 8, 8, 0.0, 0.0, 0.0,
-                                          5, 2), 5) for anchors in ([0], [0, 0, 0]))
-    alone = lvtp.rank(feature, torch.tensor([[0]]), position, none, none, 8, 8, 0.0, 0.0, 0.0, 5, 1)
+    once, thrice = (
+        lvtp.select(op_calls.rank(feature, torch.tensor([anchors]), position, none, none, 8, 8, 0.0, 0.0, 0.0, 5, 2), 5)
+        for anchors in ([0], [0, 0, 0]))
+    alone = op_calls.rank(feature, torch.tensor([[0]]), position, none, none, 8, 8, 0.0, 0.0, 0.0, 5, 1)
     best = alone[0].argsort(descending=True)[1]
     assert int(best) in once[0]
     assert int(best) in thrice[0]
@@ -315,9 +317,9 @@ def test_a_bad_token_does_not_undo_the_others() -> None:
     feature, position = normal(0, 1, 8, 4, dtype=torch.float32), torch.arange(8)[None]
     feature[0, 5] = nan
     zeros = torch.zeros(1, 8)
-    priority = lvtp.rank(feature, torch.tensor([[0, 3]]), position, zeros, zeros, 4, 4, 0.1, 0.0, 0.05, 6, 2)
+    priority = op_calls.rank(feature, torch.tensor([[0, 3]]), position, zeros, zeros, 4, 4, 0.1, 0.0, 0.05, 6, 2)
     others = [i for i in range(8) if i != 5]
-    alone = lvtp.rank(feature[:, others], torch.tensor([[0, 3]]), position[:, others], zeros[:, others],
-                      zeros[:, others], 4, 4, 0.1, 0.0, 0.05, 6, 2)
+    alone = op_calls.rank(feature[:, others], torch.tensor([[0, 3]]), position[:, others], zeros[:, others],
+                          zeros[:, others], 4, 4, 0.1, 0.0, 0.05, 6, 2)
     torch.testing.assert_close(priority[:, others], alone)
     assert 5 not in lvtp.select(priority, 7)[0]

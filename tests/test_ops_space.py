@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
+from tests import op_calls
 from tests.draws import Space, integers, normal, seeds, spaces
 
 lvtp = torch.ops.lvtp
@@ -96,7 +97,7 @@ def test_sizes_add_up_what_a_token_stands_for(space: Space) -> None:
 @given(space=spaces(), dtype=st.sampled_from([torch.float64, torch.float32]))
 def test_merge_is_the_weighted_mean_of_what_a_token_owns(space: Space, dtype: torch.dtype) -> None:
     x = space.stream(dtype=dtype)
-    merged = lvtp.merge(x, space.kept, space.owner, space.size, space.before, space.after)
+    merged = op_calls.merge(x, space.kept, space.owner, space.size, space.before, space.after)
     assert merged.dtype == dtype
     assert merged.shape == (space.B, space.before + space.K + space.after, 3)
     grid = x[:, space.before : space.before + space.N].double()
@@ -114,13 +115,13 @@ def test_merge_is_the_weighted_mean_of_what_a_token_owns(space: Space, dtype: to
 @given(space=spaces())
 def test_merge_conserves_mass(space: Space) -> None:
     x = space.stream()
-    merged = lvtp.merge(x, space.kept, space.owner, space.size, space.before, space.after)
+    merged = op_calls.merge(x, space.kept, space.owner, space.size, space.before, space.after)
     sizes = lvtp.sizes(space.size, space.owner, space.K).double()
     mass = (merged[:, space.before : space.before + space.K] * sizes[..., None]).sum(1)
     grid = x[:, space.before : space.before + space.N]
     torch.testing.assert_close(mass, (grid * space.size[..., None].double()).sum(1))
     if space.K < space.N and space.size.unique().numel() > 1:  # a plain mean would not
-        plain = lvtp.merge(x, space.kept, space.owner, torch.ones_like(space.size), space.before, space.after)
+        plain = op_calls.merge(x, space.kept, space.owner, torch.ones_like(space.size), space.before, space.after)
         unequal = (plain - merged).abs().amax() > 1e-9
         shared = [space.size[b][space.owner[b] == j].unique().numel() > 1
                   for b in range(space.B) for j in range(space.K)]
@@ -133,10 +134,10 @@ def test_merging_in_two_steps_is_merging_once(space: Space) -> None:
     """Sizes make the mean of means the mean: the second site merges everything into its first token."""
     x, all_in_one = space.stream(), torch.zeros(space.B, space.K, dtype=torch.int64)
     first_token = torch.zeros(space.B, 1, dtype=torch.int64)
-    once = lvtp.merge(x, first_token, torch.zeros_like(space.owner), space.size, space.before, space.after)
-    first = lvtp.merge(x, space.kept, space.owner, space.size, space.before, space.after)
+    once = op_calls.merge(x, first_token, torch.zeros_like(space.owner), space.size, space.before, space.after)
+    first = op_calls.merge(x, space.kept, space.owner, space.size, space.before, space.after)
     sizes = lvtp.sizes(space.size, space.owner, space.K)
-    twice = lvtp.merge(first, first_token, all_in_one, sizes, space.before, space.after)
+    twice = op_calls.merge(first, first_token, all_in_one, sizes, space.before, space.after)
     torch.testing.assert_close(twice, once)
 
 
@@ -144,7 +145,7 @@ def test_merging_in_two_steps_is_merging_once(space: Space) -> None:
 def test_merge_of_a_large_cluster_is_rounded_once_in_half_types(dtype: torch.dtype) -> None:
     """In float16 the sum would overflow, in bfloat16 the sum would be rounded before it is divided."""
     x, size = (100 + 50 * normal(0, 1, 512, 64)).to(dtype), 1 + integers(1, 4, 1, 512).float()
-    merged = lvtp.merge(x, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 512, dtype=torch.int64), size, 0, 0)
+    merged = op_calls.merge(x, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 512, dtype=torch.int64), size, 0, 0)
     mean = (x.double() * size[..., None]).sum(1, keepdim=True) / size.sum()
     assert torch.equal(merged, mean.to(dtype))
 
@@ -202,7 +203,7 @@ def test_without_the_bias_a_large_cluster_weighs_too_little() -> None:
 def reductions(space: Space) -> dict[str, torch.Tensor]:
     """The stream after each kind of reduction."""
     x = space.stream()
-    return {"merge": lvtp.merge(x, space.kept, space.owner, space.size, space.before, space.after),
+    return {"merge": op_calls.merge(x, space.kept, space.owner, space.size, space.before, space.after),
             "select": lvtp.gather(x, space.kept, 0, 1, space.before, space.after)}
 
 

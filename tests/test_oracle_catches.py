@@ -50,14 +50,15 @@ def no_bias(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def ungrouped(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A merge that forgets what its tokens stand for already."""
-    x, kept, owner, size, *rest = node.args
+    x, kept, dropped, owner, size, _, *ends = node.args
     ones = graph.call_function(torch.ops.lvtp.ones.default, (size,))
-    return graph.call_function(node.target, (x, kept, owner, ones, *rest))
+    merged = graph.call_function(torch.ops.lvtp.sizes.default, (ones, owner, _kept(kept)))
+    return graph.call_function(node.target, (x, kept, dropped, owner, ones, merged, *ends))
 
 
 def selected(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Select in the place of merge."""
-    x, kept, _, _, before, after = node.args
+    x, kept, *_, before, after = node.args
     return graph.call_function(torch.ops.lvtp.gather.default, (x, kept, 0, 1, before, after))
 
 

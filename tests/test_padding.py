@@ -16,6 +16,7 @@ from lvtp_fx.capture import Capture
 from lvtp_fx.config import STRATEGIES
 from lvtp_fx.decisions import observe
 from lvtp_fx.models.random_weights import randomise
+from tests import op_calls
 from tests.draws import normal
 from tests.tiny import SIDE, Attention, C, H, N, PreNorm, TinyViT, captured, picture
 
@@ -303,7 +304,7 @@ def test_hidden_tokens_rank_no_other() -> None:
     for seed in (3, 4):
         feature = normal(3, 1, 64, 8, dtype=torch.float32)
         feature = torch.where(size[..., None] > 0, feature, normal(seed, 1, 64, 8, dtype=torch.float32))
-        ranks.append(torch.ops.lvtp.rank(
+        ranks.append(op_calls.rank(
             feature, anchors, position, importance, edges, 8, 8, 1.0, 0.3, 1.0, 30, 4, size))
     assert torch.equal(ranks[0][size > 0], ranks[1][size > 0])
     assert ranks[0][size == 0].max() < ranks[0][size > 0].min()

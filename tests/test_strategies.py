@@ -21,6 +21,7 @@ from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from lvtp_fx.run_graph import Tap
 from lvtp_fx.strategies import SiteNodes, SiteShape, Strategy, get
+from lvtp_fx.strategies.base import both
 from lvtp_fx.strategies.lvtp import cells, fitting_cell
 from tests.draws import normal, subsets
 
@@ -75,9 +76,12 @@ class Site:
             return graph.call_function(getattr(torch.ops.lvtp, name).default, args)
 
         source = given["stream"] if config.feature == "stream" else given["k"]
+        feature = call("features", source, self.before, self.after, self.D)
+        factors = call("comparable", feature, given["position"], self.grid[1], max(self.grid), config.neighbour_weight)
+        left, right = both(factors, "left", "right")
         nodes = SiteNodes(
             q=given["q"], k=given["k"], mask=given["mask"] if self.mask else None, scale=None,
-            stream=given["stream"], feature=call("features", source, self.before, self.after, self.D),
+            stream=given["stream"], feature=feature, left=left, right=right,
             position=given["position"], size=given["size"], shown=given["shown"] if self.padded else None,
             image=given["image"] if self.image else None, before=self.before, after=self.after, grid=self.grid,
             N=self.N, kept=self.kept, call=call,

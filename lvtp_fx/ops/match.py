@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from lvtp_fx.ops.nearest import affinity, placed
+from lvtp_fx.ops.nearest import FAR, left_factor, placed, right_factor
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.rows import rows
 from lvtp_fx.ops.score import spread
@@ -58,7 +58,7 @@ def superpixels(
 
     Args:
         feature: [B, N, C]. position: [B, N] int64, places on the full grid, `columns` wide.
-        reach: tokens that make a distance of one. neighbour_weight: as of `affinity`.
+        reach: tokens that make a distance of one. neighbour_weight: as of `lvtp.comparable`.
         count: clusters, <= N. rounds: of assigning and averaging, >= 1.
         size: [B, N], where tokens are hidden: those of size 0, which make no mean, and stand for no other.
 
@@ -71,9 +71,10 @@ def superpixels(
     if size is not None:
         seeds, member = hide(seeds, size), (size > 0).to(keyed.dtype)
         counted = keyed * member.unsqueeze(-1)
-    centre = rows(keyed, select(seeds, count))
+    left, centre = left_factor(keyed, neighbour_weight), rows(keyed, select(seeds, count))
     for _ in range(rounds):
-        cluster = torch.nan_to_num(affinity(keyed, centre, neighbour_weight), nan=-1e30).argmax(-1)  # [B, N]
+        near = torch.matmul(left, right_factor(centre).transpose(1, 2))
+        cluster = near.masked_fill(near.isnan(), FAR).argmax(-1)  # [B, N]
         into = cluster.unsqueeze(-1).expand(-1, -1, C)
         number = keyed.new_zeros(B, count).scatter_add(1, cluster, member).unsqueeze(-1)
         mean = torch.zeros_like(centre).scatter_add(1, into, counted) / number.clamp(min=1)

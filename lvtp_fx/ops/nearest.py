@@ -1,4 +1,5 @@
-"""The most similar token of others, near ones preferred: what clusters and owners are found by.
+"""The most similar token of others, near ones preferred: what clusters and owners are found by, from the two factors of
+`lvtp.comparable`.
 
 A few tokens are each compared with each. Of many, each is compared with those around it in reading order, as many as
 lie in a band of `BAND` tokens (eight rows of 128 columns): time and memory are then linear in the tokens, and the
@@ -11,12 +12,13 @@ import sympy
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.rows import rows
 
 BAND = 1024  # tokens
 BLOCK = 128  # tokens that share a band
 FAR = -1e30  # the affinity to nothing
-ADDED = 4  # channels that `affinity` adds to the features in its matrix product
+ADDED = 4  # channels that `comparable` adds to the features
 
 
 def placed(feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int) -> torch.Tensor:
@@ -30,78 +32,92 @@ def placed(feature: torch.Tensor, position: torch.Tensor, columns: int, reach: i
     return torch.cat([unit, place, place.square().sum(-1, keepdim=True)], dim=-1)
 
 
-def affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """Cosine similarity less `weight` times the squared distance on the grid, as one matrix product: [..., J, M].
+def left_factor(a: torch.Tensor, weight: float) -> torch.Tensor:
+    """What `right_factor` is multiplied with: [..., C + 3], of `placed`, -> [..., C + 4]."""
+    (unit, place, square), one = a.split([a.shape[-1] - 3, 2, 1], dim=-1), torch.ones_like(a[..., -1:])
+    return torch.cat([unit, 2 * weight * place, -weight * one, -weight * square], dim=-1)
+
+
+def right_factor(b: torch.Tensor) -> torch.Tensor:
+    """[..., C + 3], of `placed`, -> [..., C + 4]."""
+    return torch.cat([b, torch.ones_like(b[..., -1:])], dim=-1)
+
+
+@op("comparable(Tensor feature, Tensor position, int columns, int reach, float neighbour_weight) -> (Tensor, Tensor)")
+def comparable(
+    feature: torch.Tensor, position: torch.Tensor, columns: int, reach: int, neighbour_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the affinity of tokens, left and right: left[b, i] @ right[b, j] is the cosine similarity of
+    tokens i and j less `neighbour_weight` times their squared distance on the grid. Both [B, N, C + 4], float32
+    (float64 of float64).
 
     |x - y|^2 = |x|^2 + |y|^2 - 2 x y, so that no distance is computed pair by pair.
 
     Args:
-        a, b: [..., J, C + 3] and [..., M, C + 3], of `placed`.
+        feature: [B, N, C]. position: [B, N] int64, places of the tokens on the full grid, `columns` wide.
+        reach: tokens that make a distance of one.
     """
-    (unit, place, square), one = a.split([a.shape[-1] - 3, 2, 1], dim=-1), torch.ones_like(a[..., -1:])
-    left = torch.cat([unit, 2 * weight * place, -weight * one, -weight * square], dim=-1)
-    right = torch.cat([b, torch.ones_like(b[..., -1:])], dim=-1)
-    return torch.matmul(left, right.transpose(-2, -1))
-
-
-def paired_affinity(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
-    """`affinity` of each token of a to the one of b at its place: [..., J, C + 3] twice -> [..., J]."""
-    return (a * b)[..., :-3].sum(-1) - weight * (a - b)[..., -3:-1].square().sum(-1)
+    keyed = placed(feature, position, columns, reach)
+    return left_factor(keyed, neighbour_weight), right_factor(keyed)
 
 
 def nearest(
-    keyed: torch.Tensor, tokens: torch.Tensor | None, others: torch.Tensor, weight: float
+    left: torch.Tensor, right: torch.Tensor, tokens: torch.Tensor | None, others: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each of `tokens` the highest `affinity` to one of `others`, and which: [B, J] float32 and int64.
+    """For each of `tokens` the highest affinity to one of `others`, and which: [B, J] float32 and int64.
 
     Args: as of `nearest_few`.
     """
-    best, index = nearest_few(keyed, tokens, others, weight, 1)
+    best, index = nearest_few(left, right, tokens, others, 1)
     return best[..., 0], index[..., 0]
 
 
 def nearest_few(
-    keyed: torch.Tensor, tokens: torch.Tensor | None, others: torch.Tensor, weight: float, count: int
+    left: torch.Tensor, right: torch.Tensor, tokens: torch.Tensor | None, others: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each of `tokens` the `count` highest affinities to `others`, the highest first, and to which: [B, J, count]
     float32 and int64. Where there are fewer others than that, the last ones repeat, at `FAR`.
 
     Args:
-        keyed: [B, N, C + 3], of `placed`, in reading order.
+        left, right: [B, N, C + 4], of `comparable`, in reading order.
         tokens: [B, J] int64 indices of tokens; None for all.
         others: [B, M] int64 indices of tokens. Results are indices into it.
         count: >= 1.
     """
-    (B, N, _), M = keyed.shape, others.shape[1]
+    (B, N, _), M = left.shape, others.shape[1]
     J = N if tokens is None else tokens.shape[1]
     if _pairs(J, M, N) == J * M:
-        own = keyed if tokens is None else rows(keyed, tokens)
-        return _highest(own, rows(keyed, others), weight, count)
+        return _highest(left if tokens is None else rows(left, tokens), rows(right, others), count)
     blocks, width = -(-N // BLOCK), _width(M, N)
     others, order = torch.sort(others, dim=-1)
     # How many of the others lie up to each token, and so up to the middle of each block. Blocks are of all tokens: some
     # that follow each other among `tokens` can be far apart.
-    upto = keyed.new_zeros(B, N, dtype=torch.int64).scatter_add(1, others, torch.ones_like(others)).cumsum(1)
-    middle = (torch.arange(blocks, device=keyed.device) * BLOCK + BLOCK // 2).clamp(max=N - 1)
+    upto = left.new_zeros(B, N, dtype=torch.int64).scatter_add(1, others, torch.ones_like(others)).cumsum(1)
+    middle = (torch.arange(blocks, device=left.device) * BLOCK + BLOCK // 2).clamp(max=N - 1)
     first = (upto[:, middle] - width // 2).clamp(0, M - width).unsqueeze(-1)
-    band = torch.gather(others, 1, (first + torch.arange(width, device=keyed.device)).flatten(1))
-    own = F.pad(keyed, (0, 0, 0, blocks * BLOCK - N)).unflatten(1, (blocks, BLOCK))
-    best, index = _highest(own, rows(keyed, band).unflatten(1, (blocks, width)), weight, count)
+    band = torch.gather(others, 1, (first + torch.arange(width, device=left.device)).flatten(1))
+    own = F.pad(left, (0, 0, 0, blocks * BLOCK - N)).unflatten(1, (blocks, BLOCK))
+    best, index = _highest(own, rows(right, band).unflatten(1, (blocks, width)), count)
     best = best.flatten(1, 2)[:, :N]
     index = torch.gather(order, 1, (first.unsqueeze(-1) + index).flatten(1))
     index = index.unflatten(1, (blocks * BLOCK, count))[:, :N]
     return (best, index) if tokens is None else (rows(best, tokens), rows(index, tokens))
 
 
-def _highest(a: torch.Tensor, b: torch.Tensor, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _highest(left: torch.Tensor, right: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Nothing is near a token that is not a number, and what is near it is not a number either."""
-    near = torch.nan_to_num(affinity(a, b, weight), nan=FAR)
-    found = [near.max(-1, keepdim=True)]
+    near = torch.matmul(left, right.transpose(-2, -1))
+    near = near.masked_fill(near.isnan(), FAR)
+    best, index = near.max(-1, keepdim=True)
+    best = best.masked_fill(best == FAR, torch.nan)
+    if count == 1:
+        return best, index
+    found = [(best, index)]
     for _ in range(1, count):  # a few maxima are cheaper than a sort
         near = near.scatter(-1, found[-1][1], FAR)
         found.append(near.max(-1, keepdim=True))
-    best = torch.cat([value for value, _ in found], dim=-1)
-    return torch.where(a.sum(-1, keepdim=True).isnan(), torch.nan, best), torch.cat([i for _, i in found], dim=-1)
+    values, places = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+    return values, places
 
 
 def nearest_flops(

@@ -87,4 +87,5 @@ def _entropies(scores: torch.Tensor, orders: list[float]) -> torch.Tensor:
             power = weight.sqrt() if order == 0.5 else weight * weight if order == 2 else weight**order
             entropy = (1 - power.sum(-1) / total**order) / (order - 1)
         found.append(entropy / of_uniform_row(order, keys))
-    return torch.cat(found, dim=1).nan_to_num(nan=0.0)  # nan: a row whose scores are all -inf
+    stacked = torch.cat(found, dim=1)
+    return stacked.masked_fill(stacked.isnan(), 0.0)  # a row whose scores are all -inf

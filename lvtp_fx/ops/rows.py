@@ -1,8 +1,10 @@
-"""Rows of tokens by index, and the tokens that an index leaves out."""
+"""Rows of tokens by index, and the tokens that an index leaves out: `lvtp.dropped`."""
 
 from __future__ import annotations
 
 import torch
+
+from lvtp_fx.ops.registry import op
 
 
 def rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -10,6 +12,7 @@ def rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+@op("dropped(Tensor kept, int count) -> Tensor")
 def dropped(kept: torch.Tensor, count: int) -> torch.Tensor:
     """The tokens that do not live on, of `count`: kept [B, K] int64 -> [B, count - K] int64, ascending."""
     return _parted(kept, count)[:, : count - kept.shape[1]]

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from lvtp_fx.ops.nearest import FAR, nearest, nearest_few, paired_affinity, placed
+from lvtp_fx.ops.nearest import FAR, nearest, nearest_few
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.rows import ascending, dropped, rows
+from lvtp_fx.ops.rows import ascending, rows
 
 
 @op("positions(Tensor like, int count, str edition='') -> Tensor")
@@ -50,35 +50,31 @@ def descending(priority: torch.Tensor) -> torch.Tensor:
 
     A priority that is not a number ranks lowest, so that a bad image cannot make the order undefined.
     """
-    rank = torch.nan_to_num(priority, nan=-torch.inf, posinf=torch.finfo(priority.dtype).max)
+    rank = priority.clamp(min=torch.finfo(priority.dtype).min).masked_fill(priority.isnan(), -torch.inf)
     return torch.sort(rank, dim=-1, descending=True, stable=True).indices
 
 
-@op("owners(Tensor feature, Tensor kept, Tensor position, int columns, int reach, float neighbour_weight) -> Tensor")
-def owners(
-    feature: torch.Tensor, kept: torch.Tensor, position: torch.Tensor, columns: int, reach: int,
-    neighbour_weight: float,
-) -> torch.Tensor:
+@op("owners(Tensor left, Tensor right, Tensor kept, Tensor dropped) -> Tensor")
+def owners(left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
     """For each token the kept token that stands for it, as an index into `kept`: [B, N] int64.
 
     The `nearest` kept token. Kept tokens own themselves, so only the dropped rows are compared.
 
     Args:
-        feature: [B, N, C].
-        kept: [B, K] int64, ascending.
-        position: [B, N] int64, places of the tokens on the full grid, `columns` wide.
+        left, right: [B, N, C + 4], of `lvtp.comparable`.
+        kept: [B, K] int64, ascending. dropped: [B, N - K] int64, the others, ascending.
     """
     itself = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
-    lost = dropped(kept, position.shape[1])
-    _, owner = nearest(placed(feature, position, columns, reach), lost, kept, neighbour_weight)
-    return torch.zeros_like(position).scatter(1, torch.cat([kept, lost], 1), torch.cat([itself, owner], 1))
+    _, owner = nearest(left, right, dropped, kept)
+    into = torch.cat([kept, dropped], 1)
+    return torch.zeros_like(into).scatter(1, into, torch.cat([itself, owner], 1))
 
 
-@op("supports(Tensor feature, Tensor kept, Tensor? owner, Tensor position, int columns, int reach,"
-    " float neighbour_weight, int count, float softness) -> (Tensor, Tensor)")
+@op("supports(Tensor left, Tensor right, Tensor kept, Tensor dropped, Tensor? owner, int count, float softness)"
+    " -> (Tensor, Tensor)")
 def supports(
-    feature: torch.Tensor, kept: torch.Tensor, owner: torch.Tensor | None, position: torch.Tensor, columns: int,
-    reach: int, neighbour_weight: float, count: int, softness: float,
+    left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor, dropped: torch.Tensor, owner: torch.Tensor | None,
+    count: int, softness: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each token the kept tokens that it is restored from, its owner first, and the share of each: [B, N, count]
     int64, indices into `kept`, and float32 (float64 of float64).
@@ -90,19 +86,18 @@ def supports(
         owner: [B, N] int64, indices into `kept`; None: the nearest kept token, as of `owners`.
         count: >= 2. softness: > 0, in units of the cosine. Others as of `owners`.
     """
-    lost, keyed = dropped(kept, position.shape[1]), placed(feature, position, columns, reach)
-    near, index = nearest_few(keyed, lost, kept, neighbour_weight, count)
+    near, index = nearest_few(left, right, dropped, kept, count)
     if owner is not None:
-        first = torch.gather(owner, 1, lost).unsqueeze(-1)
-        own = rows(keyed, torch.gather(kept, 1, first.squeeze(-1)))
-        close = paired_affinity(rows(keyed, lost), own, neighbour_weight).unsqueeze(-1)
+        first = torch.gather(owner, 1, dropped).unsqueeze(-1)
+        own = rows(right, torch.gather(kept, 1, first.squeeze(-1)))
+        close = (rows(left, dropped) * own).sum(-1, keepdim=True)
         # One of the nearest makes room for the owner: the owner itself, or the last.
         near, order = near.masked_fill(index == first, FAR).sort(dim=-1, descending=True, stable=True)
         near = torch.cat([close, near[..., :-1]], dim=-1)
         index = torch.cat([first, torch.gather(index, 2, order[..., :-1])], dim=-1)
     itself = torch.arange(kept.shape[1], device=kept.device).expand_as(kept).unsqueeze(-1).expand(-1, -1, count)
     alone = (torch.arange(count, device=kept.device) == 0).to(near.dtype).expand(itself.shape)
-    into = torch.cat([kept, lost], 1).unsqueeze(-1).expand(-1, -1, count)
+    into = torch.cat([kept, dropped], 1).unsqueeze(-1).expand(-1, -1, count)
     return (torch.zeros_like(into).scatter(1, into, torch.cat([itself, index], 1)),
             near.new_zeros(into.shape).scatter(1, into, torch.cat([alone, (near / softness).softmax(-1)], 1)))
 

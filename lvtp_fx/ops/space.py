@@ -9,7 +9,7 @@ import torch
 
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.row_entropy import additive
-from lvtp_fx.ops.rows import dropped, rows
+from lvtp_fx.ops.rows import rows
 
 HIDDEN = -500.0  # and less hides a key: people write -inf, -1e9 and -1e4, the last perhaps scaled with the scores
 
@@ -95,25 +95,28 @@ def sizes(size: torch.Tensor, owner: torch.Tensor, kept: int) -> torch.Tensor:
     return torch.zeros(size.shape[0], kept, dtype=size.dtype, device=size.device).scatter_add(1, owner, size)
 
 
-@op("merge(Tensor x, Tensor kept, Tensor owner, Tensor size, int before, int after) -> Tensor")
+@op("merge(Tensor x, Tensor kept, Tensor dropped, Tensor owner, Tensor size, Tensor merged, int before, int after)"
+    " -> Tensor")
 def merge(
-    x: torch.Tensor, kept: torch.Tensor, owner: torch.Tensor, size: torch.Tensor, before: int, after: int
+    x: torch.Tensor, kept: torch.Tensor, dropped: torch.Tensor, owner: torch.Tensor, size: torch.Tensor,
+    merged: torch.Tensor, before: int, after: int,
 ) -> torch.Tensor:
     """Each kept token becomes the size-weighted mean of the tokens it owns: [B, before + K + after, C]. One that owns
     hidden tokens only (size 0) stays as it is.
 
     Args:
-        x: [B, before + N + after, C]. size: [B, N] float32, of the tokens of x.
-        kept: [B, K] int64, ascending. owner: [B, N] int64, indices into `kept`; kept tokens own themselves.
+        x: [B, before + N + after, C]. size: [B, N] float32, of the tokens of x. merged: [B, K], of `lvtp.sizes`.
+        kept: [B, K] int64, ascending. dropped: [B, N - K] int64, the others, ascending.
+        owner: [B, N] int64, indices into `kept`; kept tokens own themselves.
     """
     wide = torch.promote_types(x.dtype, size.dtype)  # half types would lose the small members of a large cluster
     weight = size.unsqueeze(-1).to(wide)
     grid = x[:, before : x.shape[1] - after]
-    lost = dropped(kept, owner.shape[1])  # only these are added up: a scatter costs far more than a gather
-    into = torch.gather(owner, 1, lost).unsqueeze(-1).expand(-1, -1, x.shape[2])
-    total = sizes(size, owner, kept.shape[1]).unsqueeze(-1).to(wide)
+    # Only dropped tokens are added up: a scatter costs far more than a gather.
+    into = torch.gather(owner, 1, dropped).unsqueeze(-1).expand(-1, -1, x.shape[2])
+    total = merged.unsqueeze(-1).to(wide)
     sums = rows(grid, kept).to(wide) * torch.where(total > 0, rows(weight, kept), 1.0)
-    sums = sums.scatter_add(1, into, rows(grid, lost).to(wide) * rows(weight, lost))
+    sums = sums.scatter_add(1, into, rows(grid, dropped).to(wide) * rows(weight, dropped))
     mean = (sums / total.clamp(min=1)).to(x.dtype)
     if not before and not after:
         return mean

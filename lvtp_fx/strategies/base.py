@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import getitem
 from typing import NamedTuple, Protocol
@@ -47,7 +47,8 @@ class SiteNodes:
         q, k: [B, H, L, D] queries and keys of the site's attention; mask: its additive or boolean mask, or None.
         scale: its scale, None for D ** -0.5.
         stream: [B, L, C], the residual stream that is about to be reduced.
-        feature: [B, N, D] what similarity of tokens is measured on.
+        feature: [B, N, D] what similarity of tokens is measured on. left, right: [B, N, D + 4], factors of their
+            affinity (`lvtp.comparable`), in which near tokens are preferred.
         N: how many grid tokens live here.
         position: [B, N] int64, places of the living tokens on the full grid.
         size: [B, N] float32, how many tokens of the full grid each living one stands for; 0 where it is hidden.
@@ -65,6 +66,8 @@ class SiteNodes:
     scale: float | None
     stream: fx.Node
     feature: fx.Node
+    left: fx.Node
+    right: fx.Node
     N: int
     position: fx.Node
     size: fx.Node
@@ -119,7 +122,7 @@ def keep_highest(site: SiteNodes, priority: fx.Node, config: Config) -> Choice:
     if several_supports(config):
         supports, shares = _supports(site, kept, None, config)
         return Choice(kept, site.call("owners_among", supports), supports, shares)
-    return Choice(kept, site.call("owners", site.feature, kept, site.position, *_near(site, config)))
+    return Choice(kept, site.call("owners", site.left, site.right, kept, site.call("dropped", kept, site.N)))
 
 
 def hidden_last(site: SiteNodes, priority: fx.Node) -> fx.Node:
@@ -139,15 +142,16 @@ def several_supports(config: Config) -> bool:
 
 
 def _supports(site: SiteNodes, kept: fx.Node, owner: fx.Node | None, config: Config) -> tuple[fx.Node, fx.Node]:
-    pair = site.call("supports", site.feature, kept, owner, site.position, *_near(site, config), config.restore_from,
-                     config.restore_softness)
-    supports, shares = (pair.graph.create_node("call_function", getitem, (pair, i), name=f"{pair.name}_{name}")
-                        for i, name in enumerate(("who", "shares")))
+    pair = site.call("supports", site.left, site.right, kept, site.call("dropped", kept, site.N), owner,
+                     config.restore_from, config.restore_softness)
+    supports, shares = both(pair, "who", "shares")
     return supports, shares
 
 
-def _near(site: SiteNodes, config: Config) -> tuple[int, int, float]:
-    return site.grid[1], max(site.grid), config.neighbour_weight
+def both(pair: fx.Node, *names: str) -> Iterator[fx.Node]:
+    """The tensors that a node returns."""
+    for i, name in enumerate(names):
+        yield pair.graph.create_node("call_function", getitem, (pair, i), name=f"{pair.name}_{name}")
 
 
 def owner_flops(shape: SiteShape) -> sympy.Expr:

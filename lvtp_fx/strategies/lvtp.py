@@ -39,9 +39,8 @@ class Lvtp:
         cell = fitting_cell(config.cell, site.grid, site.kept)
         anchors = site.call("representatives", importance, site.position, rows, columns, *cell, *site.where_hidden)
         return site.call(
-            "rank", site.feature, anchors, site.position, importance, edges, columns, max(site.grid),
-            config.neighbour_weight, config.importance_in_rank, config.edge_in_rank, site.kept, config.rounds,
-            *site.where_hidden,
+            "rank", site.left, site.right, anchors, importance, edges, config.importance_in_rank, config.edge_in_rank,
+            site.kept, config.rounds, *site.where_hidden,
         )
 
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
