@@ -13,12 +13,13 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.nn.parallel import DistributedDataParallel
 
 import lvtp_fx.ops  # noqa: F401  (registers the dialect)
-from lvtp_fx import cost, latency
 from lvtp_fx import example_inputs as examples
+from lvtp_fx import latency
 from lvtp_fx.batch_axis import batch_size
 from lvtp_fx.capture import Capture, capture
 from lvtp_fx.clean_graph import copy_graph
 from lvtp_fx.config import Config, resolve
+from lvtp_fx.count_flops import measured_flops
 from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes import pipeline
 from lvtp_fx.passes.find_trunk import refuse_unmatched
@@ -169,4 +170,4 @@ def captured_of(model: nn.Module | ExportedProgram | Capture, example_inputs: An
 
 
 def _flops(captured: Capture, module: fx.GraphModule) -> float:
-    return cost.measured_flops(module, captured.args, captured.kwargs, batch_size(captured.args, captured.kwargs))
+    return measured_flops(module, captured.args, captured.kwargs, batch_size(captured.args, captured.kwargs))

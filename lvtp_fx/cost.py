@@ -1,34 +1,22 @@
-"""FLOPs as expressions in the token counts, and as torch's FlopCounterMode counts them."""
+"""FLOPs as expressions in the token counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import sympy
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lvtp_fx.capture import TRACING
-from lvtp_fx.capture_refusals import WITHOUT_FLEX, first_line
-from lvtp_fx.errors import Code, LvtpError
-from lvtp_fx.kept_state import kept_state
 from lvtp_fx.passes.axes.contract import spell
 from lvtp_fx.passes.axes.flow import argument, tensors
 from lvtp_fx.passes.axes.label import Kind, Label, sizes
 from lvtp_fx.plan import Plan
-from lvtp_fx.run_graph import cloned
 from lvtp_fx.strategies import SiteShape, get
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.addmm.default, aten.baddbmm.default)
-_ATTENTION = (aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
-              aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention)
 _CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
 
 
@@ -159,48 +147,3 @@ def _in_space(plan: Plan, node: fx.Node) -> sympy.Expr:
 def _grid_tokens(plan: Plan) -> int:
     assert plan.trunk is not None
     return plan.trunk.grid[0] * plan.trunk.grid[1]
-
-
-def measured_flops(module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int) -> float:
-    """FLOPs of one image as FlopCounterMode counts them, on fake tensors: no arithmetic is done, unless a shape depends
-    on values (`mask[torch.where(...)]`).
-
-    The fused attention of the CPU counts as that of a GPU does; FlopCounterMode itself takes it for free.
-
-    Raises:
-        LvtpError: LVTP101 for an op that cannot run under it (flex_attention).
-    """
-    with TRACING, torch.no_grad():
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                fake_args, fake_kwargs = pytree.tree_map(
-                    lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, dict(kwargs)))
-                return _counted(module, fake_args, fake_kwargs) / batch
-        except (DynamicOutputShapeException, DataDependentOutputException):
-            with kept_state(module):
-                return _counted(module, *cloned((args, dict(kwargs)))) / batch
-
-
-def _counted(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_ATTENTION, _attention_flops)) as counter:
-        try:
-            module(*args, **kwargs)
-        except (TypeError, NotImplementedError) as error:
-            raise _no_count(module, error) from error
-    return float(counter.get_total_flops())
-
-
-def _no_count(module: torch.nn.Module, error: Exception) -> LvtpError:
-    higher = {str(n.target) for n in getattr(module, "graph", fx.Graph()).nodes
-              if isinstance(n.target, torch._ops.HigherOrderOperator)}
-    return LvtpError(
-        Code.CAPTURE_FAILED, where=f"the captured graph ({', '.join(sorted(higher)) or 'an op'})",
-        expected="ops that torch.utils.flop_counter can count", got=first_line(error)[:120],
-        why="tokens are dropped for a share of the FLOPs",
-        hint=WITHOUT_FLEX,
-    )
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    """Keys that serve several heads of queries count for each; torch 2.11's formula knows no such heads."""
-    return int(sdpa_flop_count(q, (k[0], q[1], *k[2:]), (v[0], q[1], *v[2:])))

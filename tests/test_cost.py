@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lvtp_fx
 from lvtp_fx import cost
 from lvtp_fx.capture import capture
 from lvtp_fx.config import Config
+from lvtp_fx.count_flops import measured_flops
 from lvtp_fx.models.segmenter import Segmenter, SegmenterConfig
 from lvtp_fx.passes import pipeline
 from tests.tiny import Attention, PreNorm, TinyViT, fused, picture, vit
@@ -29,10 +30,10 @@ from tests.zoo import ZOO
 def test_what_is_saved_is_predicted_exactly(name: str, head: str, options: dict[str, Any]) -> None:
     model, x = ZOO[name].build(head), ZOO[name].image(2)
     captured = capture(model, (x,), {})
-    dense = cost.measured_flops(captured.module, (x,), {}, 2)
+    dense = measured_flops(captured.module, (x,), {}, 2)
     plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, Config(**options)))
     plan = pipeline.run(pipeline.rewrite(dense), plan)
-    pruned = cost.measured_flops(pipeline.finish(plan), (x,), {}, 2)
+    pruned = measured_flops(pipeline.finish(plan), (x,), {}, 2)
     values = dict(zip(cost.counts(plan), (site.kept for site in plan.sites), strict=True))
     # Attention spelled out saves the same; the normalised graph is what is counted on both sides.
     assert dense - pruned == float(cost.saved_flops(plan).subs(values)) > 0
@@ -56,7 +57,7 @@ def test_an_einsum_costs_what_is_counted(equation: str) -> None:
         block.mlp = nn.Sequential(Spread(), nn.GELU(), Spread())
     captured = capture(model, (torch.rand(2, 3, 64, 64),), {})
     plan = pipeline.run(pipeline.analysis(), pipeline.start(captured, Config()))
-    assert sum(float(cost.node_flops(plan, n, 64)) for n in plan.graph_module.graph.nodes) == cost.measured_flops(
+    assert sum(float(cost.node_flops(plan, n, 64)) for n in plan.graph_module.graph.nodes) == measured_flops(
         captured.module, (torch.rand(2, 3, 64, 64),), {}, 2)
 
 
@@ -97,7 +98,32 @@ def test_attention_is_counted_where_the_counter_leaves_it_out() -> None:
         def forward(self, q: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.scaled_dot_product_attention(q, q, q)
 
-    assert cost.measured_flops(Attend(), (torch.rand(2, 4, 10, 8),), {}, 2) == 4 * 10 * 10 * 32
+    q = torch.rand(2, 4, 10, 8)
+    module = torch.export.export(Attend(), (q,)).module()
+    assert isinstance(module, fx.GraphModule)
+    assert measured_flops(module, (q,), {}, 2) == 4 * 10 * 10 * 32
+
+
+@pytest.mark.parametrize("second", [torch.arange(9) % 3 > 1, torch.arange(9) > 3])
+def test_ops_whose_shapes_depend_on_values_are_counted_one_by_one(second: torch.Tensor) -> None:
+    """Two masks of one layout, which leave different numbers of rows."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("first", torch.arange(9) % 2 > 0)
+            self.register_buffer("second", second)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x[:, self.first]).sum(1) + self.linear(x[:, self.second]).sum(1)
+
+    model, x = Masked(), torch.rand(2, 9, 4)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    module = torch.export.export(model, (x,)).module()
+    assert isinstance(module, fx.GraphModule)
+    assert measured_flops(module, (x,), {}, 1) == counter.get_total_flops() == 2 * 2 * 4 * 4 * (4 + int(second.sum()))
 
 
 def test_the_cut_does_not_depend_on_the_batch_of_the_example() -> None:
