@@ -213,6 +213,8 @@ def test_importance_that_is_not_a_number_represents_its_cell_only_where_nothing_
     actual = lvtp.representatives(importance, torch.arange(6)[None], 1, 6, 1, 2)
     assert actual.tolist() == [[1, 2, 5]]
     assert lvtp.representatives(importance[:, 4:5], torch.tensor([[4]]), 1, 6, 1, 2).tolist() == [[0, 0, 0]]
+    behind = lvtp.representatives(importance[:, 3:5], torch.tensor([[0, 3]]), 1, 4, 1, 2)
+    assert behind.tolist() == [[0, 1]]  # -inf behind a place where no token lives
 
 
 def rank_by_loop(
