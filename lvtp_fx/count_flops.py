@@ -93,9 +93,8 @@ def _layout(value: Any) -> Any:
     return value
 
 
-def _no_count(module: torch.nn.Module, error: Exception) -> LvtpError:
-    higher = {str(n.target) for n in getattr(module, "graph", fx.Graph()).nodes
-              if isinstance(n.target, torch._ops.HigherOrderOperator)}
+def _no_count(module: fx.GraphModule, error: Exception) -> LvtpError:
+    higher = {str(n.target) for n in module.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)}
     return LvtpError(
         Code.CAPTURE_FAILED, where=f"the captured graph ({', '.join(sorted(higher)) or 'an op'})",
         expected="ops that torch.utils.flop_counter can count", got=first_line(error)[:120],
