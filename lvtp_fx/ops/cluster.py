@@ -87,14 +87,14 @@ def rank(
         more = chosen_after(part, rounds, anchors.shape[1], kept) - done
         if not more:
             continue
-        order = descending(priority) if undecided is not None else descending(priority)[:, done:]
-        chosen, rest = order[:, :more], order[:, more:]
-        closest = torch.gather(closest, 1, rest)
-        if undecided is not None:
-            chosen, rest = torch.gather(undecided, 1, chosen), torch.gather(undecided, 1, rest)
-        closest = torch.maximum(closest, nearest(left, right, rest, chosen)[0])
-        priority = torch.gather(worth, 1, rest) - closest
-        undecided, done = rest, done + more
+        order = descending(priority)
+        if undecided is None:
+            order = tokens = order[:, done:]
+        else:
+            tokens = torch.gather(undecided, 1, order)
+        chosen, undecided = tokens[:, :more], tokens[:, more:]
+        closest = torch.maximum(torch.gather(closest, 1, order[:, more:]), nearest(left, right, undecided, chosen)[0])
+        priority, done = torch.gather(worth, 1, undecided) - closest, done + more
     return priority if undecided is None else torch.full_like(worth, torch.inf).scatter(1, undecided, priority)
 
 
