@@ -1,14 +1,16 @@
 """Capture: from a module to one functional graph of core ops, batch size left free.
 
 Sources: `torch.export` (non-strict), `run_decompositions({})`, which makes in-place ops functional and keeps
-`linear`, `layer_norm`, `softmax` and `scaled_dot_product_attention` as single nodes.
+`linear`, `layer_norm`, `softmax` and `scaled_dot_product_attention` as single nodes, or what is known to give the same
+(`functional`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ from lvtp_fx.capture_refusals import (
     refuse_free_sizes,
 )
 from lvtp_fx.clean_graph import clean, quiet_copies
+from lvtp_fx.functional import functional
 from lvtp_fx.inlined_places import give_places, wrapped_places
 from lvtp_fx.one_image import differs_alone
 from lvtp_fx.twin import left_alone, twin
@@ -111,7 +114,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
-            note = _why_fixed(found.program, free, _twin(model), args, kwargs)
+            note = _why_fixed(found.program, free, partial(_twin, model), args, kwargs)
             if not note:
                 return replace(free, repeated=batch_size(args, kwargs) == 1)
         try:
@@ -131,7 +134,8 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _why_fixed(
-    program: ExportedProgram, free: Capture, copied: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    program: ExportedProgram, free: Capture, twin_of_it: Callable[[], nn.Module], args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> str:
     """Why the graph that was captured with a free batch is not the model's for the user's own, or ""."""
     batch = batch_size(args, kwargs)
@@ -140,7 +144,7 @@ def _why_fixed(
     if free.note:  # where one image was captured as two, two is what the graph is for
         wanted = batch_size(free.args, free.kwargs) == batch
         return "" if wanted else f"the batch size is fixed at {batch}: {_SPECIALISED}"
-    if differs_alone(copied, free.module, *first_image(args, kwargs)):
+    if differs_alone(twin_of_it, free.module, *first_image(args, kwargs)):
         return f"the batch size is fixed at {batch}: the model does something else with " + (
             "several images" if batch == 1 else "one image alone")
     return ""
@@ -171,7 +175,7 @@ def _finish(
     program = found.program
     places = wrapped_places(program)
     with quiet_copies():
-        module = program.run_decompositions({}).module(check_guards=False)
+        module = functional(program) or program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     give_places(module.graph, places)
     values = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder" and "val" in n.meta]
