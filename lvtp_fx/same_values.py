@@ -27,16 +27,8 @@ def same_values(one: Callable[..., Any], other: Callable[..., Any], args: Any, k
         Exception: whatever a function raises, as one that looks at values does.
     """
     numbers: dict[Name, int] = {}
-    return _returned(one, args, kwargs, numbers) == _returned(other, args, kwargs, numbers)
-
-
-def _returned(function: Callable[..., Any], args: Any, kwargs: Any, numbers: dict[Name, int]) -> Name:
-    fakes, numbering = FakeTensorMode(allow_non_fake_inputs=True), _Numbering(numbers)
-    args, kwargs = pytree.tree_map_only(torch.Tensor, fakes.from_tensor, (args, kwargs))
-    numbering.give((args, kwargs), "input")
-    with fakes, numbering, torch.no_grad():
-        result = function(*args, **kwargs)
-    return numbering.name(pytree.tree_leaves(result)) if not numbering.writes else (object(),)
+    first, second = _Numbering(numbers), _Numbering(numbers)  # both live on, and the tensors that they hold
+    return first.returned(one, args, kwargs) == second.returned(other, args, kwargs)
 
 
 class _Numbering(TorchDispatchMode):
@@ -46,6 +38,15 @@ class _Numbering(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.numbers, self.writes = numbers, False
         self._of: dict[int, tuple[int, torch.Tensor]] = {}  # by id; a tensor that is held keeps its own
+
+    def returned(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Name:
+        """The name of what a function returns, or one that is like no other where it writes in place."""
+        fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, fakes.from_tensor, (args, kwargs))
+        self.give((args, kwargs), "input")
+        with fakes, self, torch.no_grad():
+            result = function(*args, **kwargs)
+        return self.name(pytree.tree_leaves(result)) if not self.writes else (object(),)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

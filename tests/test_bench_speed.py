@@ -168,6 +168,7 @@ def test_scaling_times_growth_and_passes(tmp_path: Path) -> None:
     short, long = figures["passes"]
     assert short["nodes"] < long["nodes"]
     assert 0 < short["passes_s"] < short["transform_s"]
+    assert 0 < short["export_s"] < short["capture_s"]
     assert "| 36 | " in text
     assert "Slope of log passes over log nodes" in text
     assert out.with_suffix(".png").read_bytes().startswith(PNG)
