@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 aten = torch.ops.aten
 Sizes = dict[Any, fx.Node]  # nodes by the symbolic expression that they are
 
-_VIEWS = frozenset({  # views that no other op stands for
+_VIEWS = frozenset({  # views that stay as they are
     aten.alias.default, aten.detach.default, aten.diagonal.default, aten.expand.default, aten.permute.default,
     aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.squeeze.default,
     aten.squeeze.dim, aten.squeeze.dims, aten.t.default, aten.transpose.int, aten.unbind.int, aten.unfold.default,
@@ -36,7 +36,7 @@ class _Unknown(Exception):
 
 
 def functional(program: ExportedProgram) -> fx.GraphModule | None:
-    """What `program.run_decompositions({}).module()` is, or None where only that can tell.
+    """What `program.run_decompositions({}).module()` is, or None where that is left to torch.
 
     Tracing a program again takes longer than tracing the model did, and most programs need it for ops alone that stand
     for others, as `flatten` does for `reshape` and a dropout in eval mode for nothing. These are written out here:
@@ -53,7 +53,7 @@ def functional(program: ExportedProgram) -> fx.GraphModule | None:
         return None
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    sizes = _input_sizes(module.graph)
+    sizes: Sizes = {}
     try:
         for node in list(module.graph.nodes):
             value = node.meta.get("val")
@@ -83,29 +83,16 @@ def _is_known(node: fx.Node) -> bool:
 
 def _writes_unseen(node: fx.Node) -> bool:
     """Whether a node writes into a tensor that nothing else reads, as the ReLU behind a convolution does."""
-    if node.target not in _ELSEWHERE:
-        return False
-    own = node.args[0]
-    values = [x.meta["val"] for x in node.args if isinstance(x, fx.Node)]
-    return isinstance(own, fx.Node) and len(own.users) == 1 and (own.target in _MAKES or _writes_unseen(own)) and \
-        all(value.dtype == values[0].dtype for value in values)
-
-
-def _input_sizes(graph: fx.Graph) -> Sizes:
-    """Free sizes of the inputs, as nodes behind these; those that nothing reads are dead code."""
-    inputs = graph.find_nodes(op="placeholder")
-    found: Sizes = {}
-    for node in graph.find_nodes(op="call_function", target=aten.sym_size.int):
-        if node.args[0] in inputs:
-            inputs[-1].append(node)
-            found.setdefault(node.meta["val"].node.expr, node)
-    with graph.inserting_after(inputs[-1]):
-        for node in inputs:
-            for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
-                if isinstance(size, torch.SymInt) and size.node.expr not in found:
-                    found[size.node.expr] = made = graph.call_function(aten.sym_size.int, (node, axis))
-                    made.meta["val"] = size
-    return found
+    while node.target in _ELSEWHERE:
+        own = node.args[0]
+        values = [x.meta["val"] for x in node.args if isinstance(x, fx.Node)]
+        types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+        if not isinstance(own, fx.Node) or len(own.users) > 1 or len(types) > 1:
+            return False
+        if own.target in _MAKES:
+            return True
+        node = own
+    return False
 
 
 def _given(node: fx.Node) -> dict[str, Any]:
@@ -126,16 +113,31 @@ def _shape(node: fx.Node, sizes: Sizes) -> list[int | fx.Node]:
 
 
 def _size(node: fx.Node, size: int | torch.SymInt, sizes: Sizes) -> int | fx.Node:
+    """As an argument of `node`, or of what takes its place."""
     if isinstance(size, int) or not size.node.expr.free_symbols:
         return int(size)
     expression = size.node.expr
-    if expression not in sizes:
-        factor, symbol = expression.as_coeff_Mul()
-        if symbol not in sizes or not factor.is_Integer:
-            raise _Unknown
-        sizes[expression] = made = node.graph.call_function(operator.mul, (sizes[symbol], int(factor)))
-        made.meta["val"] = size
-    return sizes[expression]
+    if _is_at_hand(expression, node.graph, sizes):
+        return sizes[expression]
+    factor, symbol = expression.as_coeff_Mul()
+    if not factor.is_Integer or not _is_at_hand(symbol, node.graph, sizes):
+        raise _Unknown
+    sizes[expression] = made = node.graph.call_function(operator.mul, (sizes[symbol], int(factor)))
+    made.meta["val"] = size
+    return made
+
+
+def _is_at_hand(expression: Any, graph: fx.Graph, sizes: Sizes) -> bool:
+    """Whether a node is that size; one that reads it off an input is made if need be."""
+    inputs = graph.find_nodes(op="placeholder")
+    for node in inputs if expression not in sizes else ():
+        for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
+            if isinstance(size, torch.SymInt) and size.node.expr == expression:
+                with graph.inserting_after(inputs[-1]):
+                    sizes[expression] = graph.call_function(aten.sym_size.int, (node, axis))
+                sizes[expression].meta["val"] = size
+                return True
+    return expression in sizes
 
 
 def _reshape(node: fx.Node, sizes: Sizes) -> fx.Node:
@@ -174,6 +176,8 @@ def _chunk(node: fx.Node, sizes: Sizes) -> fx.Node:
     given = _given(node)
     dim = given.get("dim", 0)
     first = _size(node, node.meta["val"][0].shape[dim], sizes)
+    if first == 0:  # which split cuts into one piece, whatever was asked for
+        raise _Unknown
     return _call(node, aten.split.Tensor, given["self"], first, dim)
 
 

@@ -55,10 +55,14 @@ def _surely_same(model: nn.Module, graph: fx.GraphModule, args: tuple[Any, ...],
 
 
 def _values_of_an_image(graph: fx.Graph) -> int:
-    """How many numbers all tensors of the graph hold, of those with a free axis for one image."""
+    """How many numbers the tensors of the graph hold for one image."""
     values = (node.meta.get("val") for node in graph.nodes if node.op == "call_function")
-    return sum(prod(size for size in value.shape if isinstance(size, int))
-               for value in values if isinstance(value, torch.Tensor))
+    return sum(prod(map(_of_one, value.shape)) for value in values if isinstance(value, torch.Tensor))
+
+
+def _of_one(size: int | torch.SymInt) -> int:
+    """A size where the batch is one."""
+    return size if isinstance(size, int) else int(size.node.expr.as_coeff_Mul()[0])
 
 
 def _differ(got: Any, want: Any) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram, export
 
 from lvtp_fx.batch_axis import BATCH_STAND_IN
 from lvtp_fx.capture import capture, exported, plain_modes
@@ -82,9 +83,11 @@ WRITTEN_OUT: dict[str, Function] = {
     "to the same type": lambda x: x.to(torch.float32) + 1,
     "to another type": lambda x: x.to(torch.float64),
     "double": lambda x: x.double(),
+    "to the type of another": lambda x: x.to(x.double()),
     "to the same device": lambda x: x.to("cpu", torch.bfloat16),
     "chunk": lambda x: x.chunk(2, 1)[1],
     "chunk, uneven": lambda x: x.chunk(3, -1),
+    "chunk, more than there are": lambda x: x.chunk(9, dim=1),
     "chunk of the batch": lambda x: torch.cat([x, 2 * x]).chunk(2)[1],
     "mT": lambda x: x.mT,
     "batch norm": lambda x: F.batch_norm(x, torch.arange(4.0), torch.arange(1.0, 5.0)),
@@ -93,6 +96,7 @@ WRITTEN_OUT: dict[str, Function] = {
     "sum in place": lambda x: (2 * x).add_(x, alpha=3),
     "product in place": lambda x: (2 * x).mul_(0.5),
     "integers in place": lambda x: (2 * x.long()).add_(1),
+    "by a free size in place": lambda x: (2 * x).mul_(x.shape[0]),
     "twice in place": lambda x: F.relu_((2 * x).add_(x)),
 }
 
@@ -130,6 +134,13 @@ def _unrecorded(x: torch.Tensor) -> torch.Tensor:
     return y + 1
 
 
+def _often(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    for _ in range(1100):
+        y.mul_(1.001)
+    return y
+
+
 LEFT_TO_TORCH: dict[str, Function] = {
     "into the input": lambda x: x.mul_(2),
     "into a view": _view_written,
@@ -141,6 +152,8 @@ LEFT_TO_TORCH: dict[str, Function] = {
     "by a copy": lambda x: torch.empty_like(x).copy_(x),
     "without gradients": _unrecorded,
     "another memory format": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "a type in another memory format": lambda x: x.to(torch.double, memory_format=torch.channels_last),
+    "pieces of nothing": lambda x: torch.cat([x, *x[:, :0].chunk(3, 1)], 1),
     "a copy": lambda x: x.to(torch.float32, copy=True),
     "statistics of the batch": lambda x: F.batch_norm(x, None, None, training=True),
     "an op that may return its input": lambda x: F.alpha_dropout(x, 0.5, False),
@@ -157,3 +170,63 @@ def test_others_are_left_to_torch(name: str) -> None:
 
 def test_dropout_that_drops_is_left_to_torch() -> None:
     assert functional(program_of(Calls(lambda x: F.dropout(x, 0.5, True)), images(2))) is None
+
+
+def test_a_thousand_writes_after_each_other() -> None:
+    once = functional(program_of(Calls(_often), images(2)))
+    assert once is not None
+    assert torch.equal(once(images(3)), _often(images(3)))
+
+
+def test_free_sizes_that_no_input_has_are_left_to_torch() -> None:
+    x, free = images(2), Dim.DYNAMIC
+    shapes = {"x": {0: free, 2: free, 3: free}}
+    program = export(Calls(lambda x: x.flatten(2)), (x,), dynamic_shapes=shapes, strict=False)
+    assert functional(program) is None
+
+
+def test_sizes_are_read_off_any_input() -> None:
+    class Two(nn.Module):
+        def forward(self, scale: float, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return scale * torch.cat([a.flatten(1), b.flatten(1)])
+
+    free = Dim("free", min=2)
+    shapes = {"scale": None, "a": {0: free}, "b": {0: 2 * free}}
+    program = export(Two(), (2.0, images(2), images(4)), dynamic_shapes=shapes, strict=False)
+    once = functional(program)
+    assert once is not None
+    assert torch.equal(once(2.0, images(3), images(6)), Two()(2.0, images(3), images(6)))
+
+
+def test_a_program_without_inputs() -> None:
+    class Constant(nn.Module):
+        def forward(self) -> torch.Tensor:
+            return torch.ones(4).reshape(2, 2)
+
+    once = functional(export(Constant(), (), strict=False))
+    assert once is not None
+    assert torch.equal(once(), torch.ones(2, 2))
+
+
+class Steps(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: torch.Tensor
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps.add_(1)
+        return x.flatten(1).relu()
+
+
+@pytest.mark.parametrize("model", [Steps(), Calls(lambda x: F.relu_(x.flatten(2) * 2).chunk(2)[0])])
+def test_programs_that_come_from_elsewhere(model: nn.Module, tmp_path: Path) -> None:
+    """Decomposed, saved and loaded: the writes are then in the signature."""
+    path = tmp_path / "program.pt2"
+    torch.export.save(program_of(model, images(2)).run_decompositions({}), path)
+    module = capture(torch.export.load(path), (images(2),), {}).module
+    assert torch.equal(module(images(2)), model(images(2)))
+    if isinstance(model, Steps):
+        assert module.steps == 1

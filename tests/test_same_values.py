@@ -12,9 +12,9 @@ from lvtp_fx import one_image
 from lvtp_fx.capture import capture
 from lvtp_fx.models.random_weights import randomise
 from lvtp_fx.run_graph import cloned
-from lvtp_fx.same_values import same_values
+from lvtp_fx.same_values import CannotTell, same_values
 from tests.test_batches import Branching
-from tests.tiny import picture
+from tests.tiny import Attention, PreNorm, TinyViT, fused, picture
 from tests.zoo import HEADS, ZOO
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -36,7 +36,8 @@ OTHERS: dict[str, Function] = {
     "a number of another type": lambda x: F.linear(x, WEIGHT).relu() * 2.0,
     "another input": lambda x: F.linear(x * 1, WEIGHT).relu() * 2,
     "another weight": lambda x: F.linear(x, EQUAL).relu() * 2,
-    "written in place": lambda x: F.linear(x, WEIGHT).relu_() * 2,
+    "a zero of another sign": lambda x: F.linear(x, WEIGHT).clamp(min=-0.0) * 2,
+    "a sum of another type": lambda x: of_three(x) + torch.tensor(0),
     "another shape": lambda x: of_three(x).reshape(3, 2),
     "a part": lambda x: of_three(x)[:1],
     "more": lambda x: (of_three(x), x),  # type: ignore[dict-item,return-value]
@@ -53,8 +54,27 @@ def test_not_surely_the_same(name: str) -> None:
     assert not same_values(of_three, OTHERS[name], (torch.rand(2, 4),), {})
 
 
-def test_a_write_is_never_the_same_as_itself() -> None:
-    assert not same_values(OTHERS["written in place"], OTHERS["written in place"], (torch.rand(2, 4),), {})
+def test_the_sign_of_zero_and_the_type_count() -> None:
+    x = torch.arange(4)
+    assert not same_values(lambda x: x / 0.0, lambda x: x / -0.0, (x,), {})
+    assert not same_values(lambda x: x + 0.0, lambda x: x, (x,), {})
+    assert same_values(lambda x: x + 0, lambda x: x, (x,), {})
+
+
+WRITES: dict[str, Function] = {
+    "in place": lambda x: F.linear(x, WEIGHT).relu_() * 2,
+    "into a weight": lambda x: WEIGHT.add_(1) + x[0, 0],
+    "into a given tensor": lambda x: torch.add(WEIGHT, 1, out=WEIGHT) + x[0, 0],
+    "statistics": lambda x: F.batch_norm(x, WEIGHT[0], EQUAL[0], training=True),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_writes_is_not_followed_and_does_not_write(name: str) -> None:
+    with pytest.raises(CannotTell):
+        same_values(WRITES[name], WRITES[name], (torch.rand(2, 4),), {})
+    assert torch.equal(WEIGHT, torch.ones(3, 4))
+    assert torch.equal(EQUAL, torch.ones(3, 4))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -74,3 +94,24 @@ def test_a_large_model_is_not_run_where_its_ops_tell(
     monkeypatch.setattr(one_image, "cloned", lambda inputs: given.append(inputs) or cloned(inputs))
     captured = capture(randomise(Branching(apart), seed=0).eval(), (picture(1),), {})
     assert bool(captured.note) == bool(given) == bool(notes)
+
+
+class Counting(TinyViT):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__([PreNorm(Attention(fused)) for _ in range(2)])
+        self.calls: torch.Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return super().forward(image)
+
+
+def test_a_large_model_that_writes_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_image, "_LARGE", 0)
+    model = randomise(Counting(), seed=0).eval()
+    model.calls.zero_()
+    assert capture(model, (picture(1),), {}).note == ""
+    assert model.calls == 0
