@@ -34,7 +34,7 @@ def same_values(one: Callable[..., Any], other: Callable[..., Any], args: Any, k
     """
     numbers: dict[Name, int] = {}
     first, second = _Numbering(numbers), _Numbering(numbers)  # both live on, and the tensors that they hold
-    return first.returned(one, args, kwargs) == second.returned(other, args, kwargs)
+    return bool(first.returned(one, args, kwargs) == second.returned(other, args, kwargs))
 
 
 class _Numbering(TorchDispatchMode):
@@ -45,7 +45,7 @@ class _Numbering(TorchDispatchMode):
         self.numbers = numbers
         self._of: dict[int, tuple[int, torch.Tensor]] = {}  # by id; a tensor that is held keeps its own
 
-    def returned(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Name:
+    def returned(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The name of what a function returns."""
         fakes = FakeTensorMode(allow_non_fake_inputs=True)
         args, kwargs = pytree.tree_map_only(torch.Tensor, fakes.from_tensor, (args, kwargs))
@@ -74,16 +74,15 @@ class _Numbering(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self._of[id(leaf)] = self.numbers.setdefault((*name, i, leaf.dtype), len(self.numbers)), leaf
 
-    def name(self, given: Any) -> Name:
-        """Of arguments: tensors by their numbers, all else as it is; 1, 1.0 and True are not the same, nor 0.0 and
-        -0.0."""
+    def name(self, given: Any) -> Any:
+        """Of arguments: tensors by their numbers, all else as it is; 1 and 1.0 are not the same, nor 0.0 and -0.0."""
         if isinstance(given, torch.Tensor):
             return "tensor", self._number(given)
         if isinstance(given, (list, tuple)):
             return tuple(map(self.name, given))
         if isinstance(given, dict):
             return tuple((key, self.name(value)) for key, value in given.items())
-        return type(given), repr(given) if isinstance(given, (float, complex)) else given
+        return repr(given) if isinstance(given, (float, complex)) else given
 
     def _number(self, tensor: torch.Tensor) -> int:
         if id(tensor) not in self._of:  # a weight, which both functions read

@@ -54,7 +54,9 @@ def test_not_surely_the_same(name: str) -> None:
     assert not same_values(of_three, OTHERS[name], (torch.rand(2, 4),), {})
 
 
-def test_the_sign_of_zero_and_the_type_count() -> None:
+def test_shapes_the_sign_of_zero_and_the_type_count() -> None:
+    pair = torch.rand(2, 4)
+    assert not same_values(lambda x: x.reshape(4, 2), lambda x: x.reshape(8, 1), (pair,), {})
     x = torch.arange(4)
     assert not same_values(lambda x: x / 0.0, lambda x: x / -0.0, (x,), {})
     assert not same_values(lambda x: x + 0.0, lambda x: x, (x,), {})
@@ -97,21 +99,26 @@ def test_a_large_model_is_not_run_where_its_ops_tell(
 
 
 class Counting(TinyViT):
-    """Counts its calls in a buffer."""
+    """Counts its calls in a buffer, if it is to."""
 
-    def __init__(self) -> None:
+    def __init__(self, writes: bool) -> None:
         super().__init__([PreNorm(Attention(fused)) for _ in range(2)])
+        self.writes = writes
         self.calls: torch.Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        self.calls.add_(1)
+        if self.writes:
+            self.calls.add_(1)
         return super().forward(image)
 
 
-def test_a_large_model_that_writes_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_large_model_is_left_as_it_was(writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_image, "_LARGE", 0)
-    model = randomise(Counting(), seed=0).eval()
+    model, seen = randomise(Counting(writes), seed=0).eval(), list[torch.Tensor]()
     model.calls.zero_()
+    model.norm.register_forward_hook(lambda module, args, result: seen.append(result))
     assert capture(model, (picture(1),), {}).note == ""
     assert model.calls == 0
+    assert not seen
