@@ -73,6 +73,7 @@ def functional(program: ExportedProgram) -> fx.GraphModule | None:
 
 
 def _is_known(node: fx.Node) -> bool:
+    """Whether it stays as it is, or may be written out."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return not isinstance(target, torch._ops.HigherOrderOperator)
