@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from lvtp_fx.batch_axis import fixed_size
+
 aten = torch.ops.aten
 Sizes = dict[Any, fx.Node]  # nodes by the symbolic expression that they are
 
@@ -115,30 +117,35 @@ def _shape(node: fx.Node, sizes: Sizes) -> list[int | fx.Node]:
 
 def _size(node: fx.Node, size: int | torch.SymInt, sizes: Sizes) -> int | fx.Node:
     """As an argument of `node`, or of what takes its place."""
-    if isinstance(size, int) or not size.node.expr.free_symbols:
-        return int(size)
-    expression = size.node.expr
-    if _is_at_hand(expression, node.graph, sizes):
-        return sizes[expression]
+    fixed = fixed_size(size)
+    if fixed is not None:
+        return fixed
+    expression = size.node.expr  # type: ignore[union-attr]
+    found = _node_of(expression, node.graph, sizes)
+    if found is not None:
+        return found
     factor, symbol = expression.as_coeff_Mul()
-    if not factor.is_Integer or not _is_at_hand(symbol, node.graph, sizes):
+    base = _node_of(symbol, node.graph, sizes)
+    if base is None or not factor.is_Integer:
         raise _Unknown
-    sizes[expression] = made = node.graph.call_function(operator.mul, (sizes[symbol], int(factor)))
+    sizes[expression] = made = node.graph.call_function(operator.mul, (base, int(factor)))
     made.meta["val"] = size
     return made
 
 
-def _is_at_hand(expression: Any, graph: fx.Graph, sizes: Sizes) -> bool:
-    """Whether a node is that size; one that reads it off an input is made if need be."""
+def _node_of(expression: Any, graph: fx.Graph, sizes: Sizes) -> fx.Node | None:
+    """The node that is that size; where only an input has it, one that reads it off is made."""
+    if expression in sizes:
+        return sizes[expression]
     inputs = graph.find_nodes(op="placeholder")
-    for node in inputs if expression not in sizes else ():
+    for node in inputs:
         for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
             if isinstance(size, torch.SymInt) and size.node.expr == expression:
                 with graph.inserting_after(inputs[-1]):
-                    sizes[expression] = graph.call_function(aten.sym_size.int, (node, axis))
-                sizes[expression].meta["val"] = size
-                return True
-    return expression in sizes
+                    sizes[expression] = made = graph.call_function(aten.sym_size.int, (node, axis))
+                made.meta["val"] = size
+                return made
+    return None
 
 
 def _reshape(node: fx.Node, sizes: Sizes) -> fx.Node:
