@@ -222,7 +222,7 @@ def rank_by_loop(
     columns: int, reach: int, neighbour: float, importance_weight: float, edge_weight: float, kept: int, rounds: int,
 ) -> list[float]:
     """One image: clusters around the anchors, then the mean edge of each cluster, then what holds a token back; then
-    the same with the tokens chosen so far in place of the anchors."""
+    the same with what has been chosen beside the anchors; the last round chooses what is left."""
     N = len(position)
     nearest = [[closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour)
                 for a in anchors] for i in range(N)]
@@ -232,16 +232,16 @@ def rank_by_loop(
         members = [float(edges[j]) for j in range(N) if cluster[j] == cluster[i]]
         excess = max(float(edges[i]) - sum(members) / len(members), 0)
         worth.append(edge_weight * excess + importance_weight * float(importance[i]))
-    chosen, compared, M = set(anchors), list(anchors), len(anchors)
-    for part in range(1, rounds + 1):
+    chosen, compared = set(anchors), list(anchors)
+    more = (kept - len(anchors)) // rounds
+    for part in range(1, rounds + 1 if more else 2):
         priority = [inf if i in chosen else worth[i] - max(
             closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour) for a in compared)
             for i in range(N)]
-        order = sorted(range(N), key=lambda i: (-priority[i], i))
-        done, upto = (M + (kept - M) * p // rounds for p in (part - 1, part))
-        if upto > done:
-            chosen |= set(order[:upto])
-            compared += order[done:upto]
+        if part < rounds:
+            best = sorted(set(range(N)) - chosen, key=lambda i: (-priority[i], i))[:more]
+            chosen |= set(best)
+            compared += best
     return priority
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import sympy
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.nearest import nearest
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.select import descending
+
+Count = TypeVar("Count", int, sympy.Expr)
 
 
 @op("representatives(Tensor importance, Tensor position, int rows, int columns, int cell_rows, int cell_columns,"
@@ -32,7 +38,7 @@ def representatives(
     itself = torch.arange(N, device=position.device).expand(B, N)
     # The token at each place; the last one, behind all tokens, where none lives.
     token = itself.new_full((B, rows * columns), N).scatter(1, position, itself)
-    known = importance.clamp(min=torch.finfo(importance.dtype).min).masked_fill(importance.isnan(), -1e30)
+    known = without_nan(importance.clamp(min=torch.finfo(importance.dtype).min), -1e30)
     # On the grid, a cell is a block: no token is compared with a cell that it is not in.
     grid = torch.gather(F.pad(known, (0, 1), value=-torch.inf), 1, token).view(B, rows, columns)
     down, across = -(-rows // cell_rows), -(-columns // cell_columns)
@@ -61,8 +67,8 @@ def rank(
     Tokens join the cluster of the most similar anchor (near ones preferred). Anchors come first. In a cluster, a
     token is redundant as far as it is similar to its anchor; a token is an edge token where its edge exceeds the
     mean of its cluster, and edge tokens are dropped last. With more than one round, the other `kept` tokens are chosen
-    a part at a time, and from then on a token is also redundant as far as it is similar to those already chosen: of
-    several tokens that are unlike their anchor, but like each other, one is enough.
+    a part at a time (`part_size`), and from then on a token is also redundant as far as it is similar to those already
+    chosen: of several tokens that are unlike their anchor, but like each other, one is enough.
 
     Args:
         left, right: [B, N, C + 4], of `lvtp.comparable`. anchors: [B, M] int64. importance, edges: [B, N] float32.
@@ -71,33 +77,27 @@ def rank(
     """
     left, right = left.float(), right.float()
     closest, cluster = nearest(left, right, None, anchors)
-    count = edges.new_zeros(anchors.shape)
-    total = count.scatter_add(1, cluster, edges)  # hidden tokens have none
     member = torch.ones_like(edges) if size is None else (size > 0).to(edges.dtype)
-    mean = total / count.scatter_add(1, cluster, member).clamp(min=1)
+    # Of each cluster the sum of the edges, hidden tokens having none, and the number of members.
+    sums = edges.new_zeros(*anchors.shape, 2).scatter_add(
+        1, cluster.unsqueeze(-1).expand(-1, -1, 2), torch.stack([edges, member], dim=-1))
+    mean = sums[..., 0] / sums[..., 1].clamp(min=1)
     excess = edges - torch.gather(mean, 1, cluster)
     worth = edge_weight * excess.clamp(min=0) + importance_weight * importance
+    lowest = torch.finfo(worth.dtype).min  # minus infinity marks what is chosen
+    worth = worth.clamp(min=lowest)
     if size is not None:
-        worth = worth.masked_fill(size == 0, -torch.inf)
-    priority = (worth - closest).scatter(1, anchors, torch.inf)
-    # Only tokens that are not chosen yet are compared with those that a round chooses. M are chosen before the first:
-    # the anchors, and the best of the others in the place of anchors that repeat.
-    undecided, done = None, anchors.shape[1]
-    for part in range(1, rounds):
-        more = chosen_after(part, rounds, anchors.shape[1], kept) - done
-        if not more:
-            continue
-        order = descending(priority)
-        if undecided is None:
-            order = tokens = order[:, done:]
-        else:
-            tokens = torch.gather(undecided, 1, order)
-        chosen, undecided = tokens[:, :more], tokens[:, more:]
-        closest = torch.maximum(torch.gather(closest, 1, order[:, more:]), nearest(left, right, undecided, chosen)[0])
-        priority, done = torch.gather(worth, 1, undecided) - closest, done + more
-    return priority if undecided is None else torch.full_like(worth, torch.inf).scatter(1, undecided, priority)
+        worth = worth.masked_fill(size == 0, lowest)
+    priority = (worth - closest).scatter(1, anchors, -torch.inf)
+    more = part_size(rounds, anchors.shape[1], kept)
+    # Every token is compared, also one that is chosen: so the rounds are alike, and compilers write one kernel for all.
+    for _ in range(rounds - 1 if more else 0):
+        chosen = descending(priority)[:, :more]
+        near, _ = nearest(left, right, None, chosen)
+        priority = torch.minimum(priority, worth - near).scatter(1, chosen, -torch.inf)
+    return priority.masked_fill(priority == -torch.inf, torch.inf)
 
 
-def chosen_after(part: int, rounds: int, anchors: int, kept: int) -> int:
-    """Tokens that are chosen when `part` of `rounds` are over."""
-    return anchors + (kept - anchors) * part // rounds
+def part_size(rounds: Count, anchors: Count, kept: Count) -> Count:
+    """Tokens that each round but the last chooses, which takes what is left."""
+    return (kept - anchors) // rounds

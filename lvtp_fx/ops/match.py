@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.nearest import FAR, left_factor, placed, right_factor
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.rows import rows
@@ -74,7 +75,7 @@ def superpixels(
     left, centre = left_factor(keyed, neighbour_weight), rows(keyed, select(seeds, count))
     for _ in range(rounds):
         near = torch.matmul(left, right_factor(centre).transpose(1, 2))
-        cluster = near.masked_fill(near.isnan(), FAR).argmax(-1)  # [B, N]
+        cluster = without_nan(near, FAR).argmax(-1)  # [B, N]
         into = cluster.unsqueeze(-1).expand(-1, -1, C)
         number = keyed.new_zeros(B, count).scatter_add(1, cluster, member).unsqueeze(-1)
         mean = torch.zeros_like(centre).scatter_add(1, into, counted) / number.clamp(min=1)

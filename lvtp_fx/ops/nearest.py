@@ -12,6 +12,7 @@ import sympy
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.rows import rows
 
@@ -107,7 +108,7 @@ def nearest_few(
 def _highest(left: torch.Tensor, right: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Nothing is near a token that is not a number, and what is near it is not a number either."""
     near = torch.matmul(left, right.transpose(-2, -1))
-    near = near.masked_fill(near.isnan(), FAR)
+    near = without_nan(near, FAR)
     best, index = near.max(-1, keepdim=True)
     best = best.masked_fill(best == FAR, torch.nan)
     if count == 1:

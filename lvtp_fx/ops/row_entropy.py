@@ -10,6 +10,8 @@ from math import log
 
 import torch
 
+from lvtp_fx.ops.nan import without_nan
+
 TINY = 1e-6
 _PART, _PARTS = 1 << 22, 16  # scores that one head of one image may hold at a time; parts at most
 
@@ -88,4 +90,4 @@ def _entropies(scores: torch.Tensor, orders: list[float]) -> torch.Tensor:
             entropy = (1 - power.sum(-1) / total**order) / (order - 1)
         found.append(entropy / of_uniform_row(order, keys))
     stacked = torch.cat(found, dim=1)
-    return stacked.masked_fill(stacked.isnan(), 0.0)  # a row whose scores are all -inf
+    return without_nan(stacked, 0.0)  # a row whose scores are all -inf

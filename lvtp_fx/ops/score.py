@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.row_entropy import TINY, row_entropies, scores
 
@@ -71,7 +72,7 @@ def received(
         Others as of `entropy`.
     """
     queries = slice(0, 1) if every == 0 else slice(None, None, every)
-    attention = scores(q, k, mask, scale, queries, slice(None)).softmax(-1).nan_to_num(nan=0.0)
+    attention = without_nan(scores(q, k, mask, scale, queries, slice(None)).softmax(-1), 0.0)
     if size is not None:  # what hidden queries attend to does not count
         shown = F.pad((size > 0).to(attention.dtype), (before, after), value=1.0)[:, queries]
         attention = attention * shown[:, None, :, None]

@@ -6,9 +6,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.nearest import FAR, nearest, nearest_few
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.rows import ascending, rows
+from lvtp_fx.ops.rows import rows
 
 
 @op("positions(Tensor like, int count, str edition='') -> Tensor")
@@ -36,7 +37,7 @@ def features(x: torch.Tensor, before: int, after: int, width: int) -> torch.Tens
 @op("select(Tensor priority, int kept) -> Tensor")
 def select(priority: torch.Tensor, kept: int) -> torch.Tensor:
     """The `kept` tokens of the highest priority, ascending: [B, K] int64."""
-    return ascending(descending(priority)[:, :kept], priority.shape[1])
+    return torch.sort(descending(priority)[:, :kept], dim=-1).values
 
 
 @op("hide(Tensor priority, Tensor size) -> Tensor")
@@ -50,7 +51,7 @@ def descending(priority: torch.Tensor) -> torch.Tensor:
 
     A priority that is not a number ranks lowest, so that a bad image cannot make the order undefined.
     """
-    rank = priority.clamp(min=torch.finfo(priority.dtype).min).masked_fill(priority.isnan(), -torch.inf)
+    rank = without_nan(priority.clamp(min=torch.finfo(priority.dtype).min), -torch.inf)
     return torch.sort(rank, dim=-1, descending=True, stable=True).indices
 
 

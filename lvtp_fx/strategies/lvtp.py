@@ -7,13 +7,12 @@ clusterings, progressive pruning); the formulas are ours, see each op.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import sympy
 from torch import fx
 
 from lvtp_fx.config import Config
-from lvtp_fx.ops.cluster import chosen_after
+from lvtp_fx.ops.cluster import part_size
 from lvtp_fx.ops.nearest import nearest_flops
 from lvtp_fx.strategies.base import Choice, SiteNodes, SiteShape, keep_highest, owner_flops
 from lvtp_fx.strategies.scores import edge_node, entropy_flops, entropy_node
@@ -46,10 +45,10 @@ class Lvtp:
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         entropy = entropy_flops(shape, config) if config.entropy_weight else sympy.Integer(0)
         anchors = anchor_count(shape, config)
-        # All tokens are compared with the anchors, and those that are left with what each round but the last chose.
-        upto = [chosen_after(part, config.rounds, anchors, shape.K) for part in range(config.rounds)]
-        compared = [(shape.N, anchors), *((shape.N - after, after - before) for before, after in pairwise(upto))]
-        ranking = sum(nearest_flops(tokens, others, shape.N, shape.D) for tokens, others in compared)
+        # All tokens are compared with the anchors, and with what each round but the last chooses.
+        ranking = nearest_flops(shape.N, anchors, shape.N, shape.D)
+        more = part_size(config.rounds, anchors, sympy.sympify(shape.K))
+        ranking += (config.rounds - 1) * nearest_flops(shape.N, more, shape.N, shape.D)
         return entropy + ranking + owner_flops(shape)
 
 
