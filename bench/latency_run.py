@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from rivals import rivals
 from torch import nn
+from torch._inductor.utils import fresh_cache
 
 import lvtp_fx
 from lvtp_fx import api, latency
@@ -67,6 +69,7 @@ class Measured:
         aim: the wanted cut.
         ratio_low, ratio, ratio_high: dense time / pruned time of one turn: quartiles and median over the turns.
         inserted_ms: of scoring, clustering, gathers and restores as one compiled graph; nan where it was not asked for.
+        compile_s_dense, compile_s_pruned: of the first call, with nothing in Inductor's caches.
         peak_mib_dense, peak_mib_pruned: of the accelerator's memory; 0 on a CPU.
         refused: why there is no pruned model, or "".
     """
@@ -82,6 +85,8 @@ class Measured:
     ratio: float = 0.0
     ratio_high: float = 0.0
     inserted_ms: float = float("nan")
+    compile_s_dense: float = 0.0
+    compile_s_pruned: float = 0.0
     peak_mib_dense: float = 0.0
     peak_mib_pruned: float = 0.0
     refused: str = ""
@@ -123,11 +128,12 @@ def measure(
         row = replace(row, gflops_dense=report.gflops_dense, gflops_pruned=report.gflops_pruned)
         rows.append(replace(row, inserted_ms=inserted_ms(captured, config)) if parts else row)
         runs.append(compiled(fast))
-    peaks_mib = _compile(runs, x, step)
+    compiles_s, peaks_mib = _compile(runs, x, step)
     with torch.inference_mode():
         times = in_turn(runs, x, rounds=turns, turns=lambda all_turns: _told(all_turns, step))
-    done = zip(times[1:], peaks_mib[1:], strict=True)
-    return [row if row.refused else _with_times(row, times[0], peaks_mib[0], *next(done)) for row in rows]
+    done = zip(times, compiles_s, peaks_mib, strict=True)
+    dense = next(done)
+    return [row if row.refused else _with_times(row, dense, next(done)) for row in rows]
 
 
 def _told(turns: Iterable[int], step: Callable[[str], None]) -> Iterator[int]:
@@ -142,24 +148,31 @@ def inserted_ms(captured: Capture, config: lvtp_fx.Config) -> float:
     return latency.inserted_ms(plan, pipeline.finish(plan), captured)
 
 
-def _compile(runs: Sequence[Run], x: torch.Tensor, step: Callable[[str], None]) -> list[float]:
-    """Run each once, which compiles it, and once more: the most memory of that in MiB."""
-    peaks_mib = []
+def _compile(runs: Sequence[Run], x: torch.Tensor, step: Callable[[str], None]) -> tuple[list[float], list[float]]:
+    """Run each once, which compiles it: the seconds of that; and once more: the most memory of that in MiB."""
+    compiles_s, peaks_mib = [], []
     with torch.inference_mode():
+        torch.compile(torch.neg)(x)  # Inductor's processes start
         for i, run in enumerate(runs):
             step(f"compile graph {i + 1} of {len(runs)}")
-            run(x)
+            with fresh_cache():
+                start = time.perf_counter()
+                run(x)
+                compiles_s.append(time.perf_counter() - start)
             if x.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             run(x)
             peaks_mib.append(torch.cuda.max_memory_allocated() / 2**20 if x.device.type == "cuda" else 0.0)
-    return peaks_mib
+    return compiles_s, peaks_mib
 
 
 def _with_times(
-    row: Measured, dense_ms: Sequence[float], dense_mib: float, pruned_ms: Sequence[float], pruned_mib: float
+    row: Measured, dense: tuple[Sequence[float], float, float], pruned: tuple[Sequence[float], float, float]
 ) -> Measured:
+    """`dense`, `pruned`: milliseconds of each turn, seconds of compiling, MiB."""
+    (dense_ms, *dense_once), (pruned_ms, *pruned_once) = dense, pruned
     ratios = [a / b for a, b in zip(dense_ms, pruned_ms, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return replace(row, dense_ms=statistics.median(dense_ms), pruned_ms=statistics.median(pruned_ms), ratio_low=low,
-                   ratio=middle, ratio_high=high, peak_mib_dense=dense_mib, peak_mib_pruned=pruned_mib)
+                   ratio=middle, ratio_high=high, compile_s_dense=dense_once[0], peak_mib_dense=dense_once[1],
+                   compile_s_pruned=pruned_once[0], peak_mib_pruned=pruned_once[1])

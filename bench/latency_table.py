@@ -12,7 +12,7 @@ from plots import wrapped
 from rich.table import Table
 
 HEADINGS = ("model", "size", "batch", "dtype", "strategy", "FLOPs saved", "dense, ms", "pruned, ms",
-            "speed [quartiles]", "by FLOPs", "efficiency", "inserted")
+            "speed [quartiles]", "by FLOPs", "efficiency", "inserted", "compile, s")
 
 
 def cells(row: Measured) -> list[str]:
@@ -24,7 +24,7 @@ def cells(row: Measured) -> list[str]:
     share = "" if isnan(row.inserted_ms) else f"{row.inserted_ms / row.dense_ms:.1%}"
     return [*first, f"{1 - 1 / row.promised:.1%}", f"{row.dense_ms:.1f}", f"{row.pruned_ms:.1f}",
             f"{row.ratio:.2f}x [{row.ratio_low:.2f}, {row.ratio_high:.2f}]", f"{row.promised:.2f}x",
-            f"{row.efficiency:.2f}", share]
+            f"{row.efficiency:.2f}", share, f"{row.compile_s_dense:.0f} -> {row.compile_s_pruned:.0f}"]
 
 
 def terminal(rows: Sequence[Measured], title: str) -> Table:
