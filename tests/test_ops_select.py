@@ -232,16 +232,16 @@ def rank_by_loop(
         members = [float(edges[j]) for j in range(N) if cluster[j] == cluster[i]]
         excess = max(float(edges[i]) - sum(members) / len(members), 0)
         worth.append(edge_weight * excess + importance_weight * float(importance[i]))
-    chosen, compared = set(anchors), list(anchors)
-    more = (kept - len(anchors)) // rounds
-    for part in range(1, rounds + 1 if more else 2):
+    chosen, compared, M = set(anchors), list(anchors), len(anchors)
+    more = (kept - M) // rounds
+    for part in range(rounds if more else 1):
         priority = [inf if i in chosen else worth[i] - max(
             closeness(feature[i], feature[a], position[i], position[a], columns, reach, neighbour) for a in compared)
             for i in range(N)]
-        if part < rounds:
-            best = sorted(set(range(N)) - chosen, key=lambda i: (-priority[i], i))[:more]
-            chosen |= set(best)
-            compared += best
+        if more and part < rounds - 1:
+            order = sorted(range(N), key=lambda i: (-priority[i], i))
+            chosen |= set(order[: M + (part + 1) * more])
+            compared += order[M + part * more : M + (part + 1) * more]
     return priority
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.nearest import nearest
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.select import descending
+from lvtp_fx.ops.select import best_first
 
 Count = TypeVar("Count", int, sympy.Expr)
 
@@ -84,18 +84,28 @@ def rank(
     mean = sums[..., 0] / sums[..., 1].clamp(min=1)
     excess = edges - torch.gather(mean, 1, cluster)
     worth = edge_weight * excess.clamp(min=0) + importance_weight * importance
-    lowest = torch.finfo(worth.dtype).min  # minus infinity marks what is chosen
+    lowest = torch.finfo(worth.dtype).min  # minus infinity marks what a round has chosen
     worth = worth.clamp(min=lowest)
     if size is not None:
         worth = worth.masked_fill(size == 0, lowest)
-    priority = (worth - closest).scatter(1, anchors, -torch.inf)
+    priority = (worth - closest).scatter(1, anchors, torch.inf)
     more = part_size(rounds, anchors.shape[1], kept)
-    # Every token is compared, also one that is chosen: so the rounds are alike, and compilers write one kernel for all.
-    for _ in range(rounds - 1 if more else 0):
-        chosen = descending(priority)[:, :more]
-        near, _ = nearest(left, right, None, chosen)
-        priority = torch.minimum(priority, worth - near).scatter(1, chosen, -torch.inf)
-    return priority.masked_fill(priority == -torch.inf, torch.inf)
+    if rounds == 1 or not more:
+        return priority
+    # M are chosen before the first round: the anchors, and the best of the others in the place of anchors that repeat.
+    values, order = best_first(priority)
+    M, upto = anchors.shape[1], anchors.shape[1] + more
+    chosen, others, ranks = order[:, M:upto], order[:, upto:], values[:, upto:]
+    worth = torch.gather(worth, 1, others)
+    # All others are compared with what each round chooses, also those that were chosen meanwhile: so the rounds are
+    # alike, and compilers write one kernel for all.
+    for part in range(1, rounds):
+        if part > 1:
+            best = best_first(ranks)[1][:, :more]
+            chosen, ranks = torch.gather(others, 1, best), ranks.scatter(1, best, -torch.inf)
+        ranks = torch.minimum(ranks, worth - nearest(left, right, others, chosen)[0])
+    ranks = ranks.masked_fill(ranks == -torch.inf, torch.inf)
+    return torch.full_like(priority, torch.inf).scatter(1, others, ranks)
 
 
 def part_size(rounds: Count, anchors: Count, kept: Count) -> Count:

@@ -45,10 +45,10 @@ class Lvtp:
     def flops(self, shape: SiteShape, config: Config) -> sympy.Expr:
         entropy = entropy_flops(shape, config) if config.entropy_weight else sympy.Integer(0)
         anchors = anchor_count(shape, config)
-        # All tokens are compared with the anchors, and with what each round but the last chooses.
+        # All tokens are compared with the anchors, those left over with what each round but the last chooses.
         ranking = nearest_flops(shape.N, anchors, shape.N, shape.D)
         more = part_size(config.rounds, anchors, sympy.sympify(shape.K))
-        ranking += (config.rounds - 1) * nearest_flops(shape.N, more, shape.N, shape.D)
+        ranking += (config.rounds - 1) * nearest_flops(shape.N - anchors - more, more, shape.N, shape.D)
         return entropy + ranking + owner_flops(shape)
 
 
