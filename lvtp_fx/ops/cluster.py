@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.nearest import nearest
 from lvtp_fx.ops.registry import op
-from lvtp_fx.ops.select import best_first
+from lvtp_fx.ops.select import descending
 
 Count = TypeVar("Count", int, sympy.Expr)
 
@@ -93,15 +93,14 @@ def rank(
     if rounds == 1 or not more:
         return priority
     # M are chosen before the first round: the anchors, and the best of the others in the place of anchors that repeat.
-    values, order = best_first(priority)
-    M, upto = anchors.shape[1], anchors.shape[1] + more
-    chosen, others, ranks = order[:, M:upto], order[:, upto:], values[:, upto:]
-    worth = torch.gather(worth, 1, others)
+    order, M = descending(priority), anchors.shape[1]
+    chosen, others = order[:, M : M + more], order[:, M + more :]
+    ranks, worth = torch.gather(priority, 1, others), torch.gather(worth, 1, others)
     # All others are compared with what each round chooses, also those that were chosen meanwhile: so the rounds are
     # alike, and compilers write one kernel for all.
     for part in range(1, rounds):
         if part > 1:
-            best = best_first(ranks)[1][:, :more]
+            best = descending(ranks)[:, :more]
             chosen, ranks = torch.gather(others, 1, best), ranks.scatter(1, best, -torch.inf)
         ranks = torch.minimum(ranks, worth - nearest(left, right, others, chosen)[0])
     ranks = ranks.masked_fill(ranks == -torch.inf, torch.inf)

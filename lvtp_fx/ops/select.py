@@ -37,7 +37,7 @@ def features(x: torch.Tensor, before: int, after: int, width: int) -> torch.Tens
 @op("select(Tensor priority, int kept) -> Tensor")
 def select(priority: torch.Tensor, kept: int) -> torch.Tensor:
     """The `kept` tokens of the highest priority, ascending: [B, K] int64."""
-    return torch.sort(best_first(priority)[1][:, :kept], dim=-1).values
+    return torch.sort(descending(priority)[:, :kept], dim=-1).values
 
 
 @op("hide(Tensor priority, Tensor size) -> Tensor")
@@ -46,14 +46,13 @@ def hide(priority: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     return priority.masked_fill(size == 0, -torch.inf)
 
 
-def best_first(priority: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Priorities in descending order, and whose they are: [B, N], and int64. Ties go to the earlier token.
+def descending(priority: torch.Tensor) -> torch.Tensor:
+    """All tokens, those of the highest priority first: [B, N] int64. Ties go to the earlier one.
 
-    One that is not a number ranks lowest, as minus infinity, so that a bad image cannot make the order undefined.
+    A priority that is not a number ranks lowest, so that a bad image cannot make the order undefined.
     """
     rank = without_nan(priority.clamp(min=torch.finfo(priority.dtype).min), -torch.inf)
-    values, tokens = torch.sort(rank, dim=-1, descending=True, stable=True)
-    return values, tokens
+    return torch.sort(rank, dim=-1, descending=True, stable=True).indices
 
 
 @op("owners(Tensor left, Tensor right, Tensor kept, Tensor dropped) -> Tensor")
