@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rivals import rivals
@@ -23,6 +22,7 @@ from lvtp_fx.cli.timing import Run, in_turn
 from lvtp_fx.models.adapters import timm_segmenter
 from lvtp_fx.models.checkpoint import load_checkpoint
 from lvtp_fx.passes import pipeline
+from lvtp_fx.stopwatch import accelerators, stopped_ms
 
 CLASSES = 19
 
@@ -128,12 +128,12 @@ def measure(
         row = replace(row, gflops_dense=report.gflops_dense, gflops_pruned=report.gflops_pruned)
         rows.append(replace(row, inserted_ms=inserted_ms(captured, config)) if parts else row)
         runs.append(compiled(fast))
-    compiles_s, peaks_mib = _compile(runs, x, step)
+    first_calls = _compile(runs, x, step)
     with torch.inference_mode():
         times = in_turn(runs, x, rounds=turns, turns=lambda all_turns: _told(all_turns, step))
-    done = zip(times, compiles_s, peaks_mib, strict=True)
+    done = zip(times, first_calls, strict=True)
     dense = next(done)
-    return [row if row.refused else _with_times(row, dense, next(done)) for row in rows]
+    return [row if row.refused else _with_times(row, *dense, *next(done)) for row in rows]
 
 
 def _told(turns: Iterable[int], step: Callable[[str], None]) -> Iterator[int]:
@@ -148,31 +148,35 @@ def inserted_ms(captured: Capture, config: lvtp_fx.Config) -> float:
     return latency.inserted_ms(plan, pipeline.finish(plan), captured)
 
 
-def _compile(runs: Sequence[Run], x: torch.Tensor, step: Callable[[str], None]) -> tuple[list[float], list[float]]:
-    """Run each once, which compiles it: the seconds of that; and once more: the most memory of that in MiB."""
-    compiles_s, peaks_mib = [], []
+class _Once(NamedTuple):
+    """What is measured once: the seconds of the call that compiles, and the most memory of the next one in MiB."""
+
+    compile_s: float
+    peak_mib: float
+
+
+def _compile(runs: Sequence[Run], x: torch.Tensor, step: Callable[[str], None]) -> list[_Once]:
+    """Run each once, which compiles it, and once more."""
+    found = []
     with torch.inference_mode():
         torch.compile(torch.neg)(x)  # Inductor's processes start
         for i, run in enumerate(runs):
             step(f"compile graph {i + 1} of {len(runs)}")
             with fresh_cache():
-                start = time.perf_counter()
-                run(x)
-                compiles_s.append(time.perf_counter() - start)
+                compile_s = stopped_ms(run, x, devices=accelerators(x)) / 1e3
             if x.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             run(x)
-            peaks_mib.append(torch.cuda.max_memory_allocated() / 2**20 if x.device.type == "cuda" else 0.0)
-    return compiles_s, peaks_mib
+            found.append(_Once(
+                compile_s, torch.cuda.max_memory_allocated() / 2**20 if x.device.type == "cuda" else 0.0))
+    return found
 
 
 def _with_times(
-    row: Measured, dense: tuple[Sequence[float], float, float], pruned: tuple[Sequence[float], float, float]
+    row: Measured, dense_ms: Sequence[float], dense: _Once, pruned_ms: Sequence[float], pruned: _Once
 ) -> Measured:
-    """`dense`, `pruned`: milliseconds of each turn, seconds of compiling, MiB."""
-    (dense_ms, *dense_once), (pruned_ms, *pruned_once) = dense, pruned
     ratios = [a / b for a, b in zip(dense_ms, pruned_ms, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return replace(row, dense_ms=statistics.median(dense_ms), pruned_ms=statistics.median(pruned_ms), ratio_low=low,
-                   ratio=middle, ratio_high=high, compile_s_dense=dense_once[0], peak_mib_dense=dense_once[1],
-                   compile_s_pruned=pruned_once[0], peak_mib_pruned=pruned_once[1])
+                   ratio=middle, ratio_high=high, compile_s_dense=dense.compile_s, peak_mib_dense=dense.peak_mib,
+                   compile_s_pruned=pruned.compile_s, peak_mib_pruned=pruned.peak_mib)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch._inductor.utils import fresh_cache, run_and_get_code
 
-import lvtp_fx.ops  # noqa: F401
+from tests import op_calls
+from tests.conftest import needs_compiler
 
+pytestmark = needs_compiler
 lvtp = torch.ops.lvtp
 N, M, K = 256, 64, 181
 
@@ -27,8 +29,7 @@ def ranking(rounds: int) -> Callable[..., torch.Tensor]:
     def run(
         feature: torch.Tensor, position: torch.Tensor, anchors: torch.Tensor, edges: torch.Tensor
     ) -> torch.Tensor:
-        left, right = lvtp.comparable(feature, position, 16, 16, 3.0)
-        priority = lvtp.rank(left, right, anchors, edges, edges, 0.0, 0.05, K, rounds)
+        priority = op_calls.rank(feature, anchors, position, edges, edges, 16, 16, 3.0, 0.0, 0.05, K, rounds)
         kept: torch.Tensor = lvtp.select(priority, K)
         return kept
 

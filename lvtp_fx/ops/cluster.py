@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-import sympy
 import torch
 import torch.nn.functional as F
 
@@ -12,8 +9,6 @@ from lvtp_fx.ops.nan import without_nan
 from lvtp_fx.ops.nearest import nearest
 from lvtp_fx.ops.registry import op
 from lvtp_fx.ops.select import descending
-
-Count = TypeVar("Count", int, sympy.Expr)
 
 
 @op("representatives(Tensor importance, Tensor position, int rows, int columns, int cell_rows, int cell_columns,"
@@ -107,6 +102,6 @@ def rank(
     return torch.full_like(priority, torch.inf).scatter(1, others, ranks)
 
 
-def part_size(rounds: Count, anchors: Count, kept: Count) -> Count:
+def part_size(rounds: int, anchors: int, kept: int) -> int:
     """Tokens that each round but the last chooses, which takes what is left."""
     return (kept - anchors) // rounds

@@ -47,7 +47,7 @@ class Lvtp:
         anchors = anchor_count(shape, config)
         # All tokens are compared with the anchors, those left over with what each round but the last chooses.
         ranking = nearest_flops(shape.N, anchors, shape.N, shape.D)
-        more = part_size(config.rounds, anchors, sympy.sympify(shape.K))
+        more = part_size(config.rounds, anchors, shape.K)
         ranking += (config.rounds - 1) * nearest_flops(shape.N - anchors - more, more, shape.N, shape.D)
         return entropy + ranking + owner_flops(shape)
 
