@@ -28,9 +28,10 @@ OTHER_NAMES = {  # of ops with the same overloads
 
 def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
     """Drop checks of metadata and the modules that export adds, which would keep dead values alive, masks that mask
-    nothing and pads by nothing; let views be reshapes, since gathered values have other strides than the captured ones,
-    writes into parts joins, and tokens in rows and columns one axis; give ops that torch has under two names one of
-    them (`torch.multiply` is `mul`). `batch` stands for the batch size."""
+    nothing and pads by nothing; let views be reshapes, since gathered values have other strides than the captured ones
+    (and what is read as it lies in memory is laid out so), writes into parts joins, and tokens in rows and columns one
+    axis; give ops that torch has under two names one of them (`torch.multiply` is `mul`). `batch` stands for the batch
+    size."""
     graph = copy_graph(module.graph)
     for node in reversed(graph.nodes):
         name = str(node.target)
@@ -46,6 +47,12 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
             node.target = aten.softmax.int
         elif target is aten.type_as.default:  # of the other tensor nothing is read but its type
             node.target, node.args = aten.to.dtype, (node.args[0], node.meta["val"].dtype)
+        elif target is aten.as_strided.default and node.args[0].meta["val"].is_contiguous():
+            with graph.inserting_before(node):
+                laid_out = graph.call_function(aten.clone.default, (node.args[0],),
+                                               {"memory_format": torch.contiguous_format})
+            laid_out.meta = dict(node.args[0].meta)
+            node.update_arg(0, laid_out)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):

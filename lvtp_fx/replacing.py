@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file of the same name to write to, in a folder of its own beside `path`. At the end it is moved in place, with
-    what else was written there; where writing fails or is stopped, what was there before stays. A process that is killed
-    meanwhile leaves its folder, hidden and with a name that no other takes, beside `path`.
+    what else was written there; where writing fails or is stopped, what was there before stays. A process that is
+    killed meanwhile leaves its folder, hidden and with a name that no other takes, beside `path`.
 
     Raises:
         OSError: the folder of `path` is missing or cannot be written to.

@@ -35,7 +35,7 @@ class Values:
         self.reducible, self.states = plan.reducible, frozenset(plan.states)
         self.entry = {state: stream.states[0] for stream in plan.later for state in stream.states}
         self.base: dict[fx.Node, fx.Node] = {}
-        self.moved: dict[tuple[fx.Node, int, Label], fx.Node] = {}
+        self.moved: dict[tuple[fx.Node, int, Label, Any], fx.Node] = {}
         self.left: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
         self.restored: set[tuple[str, str]] = set()
         self.reduced: set[tuple[str, str]] = set()
@@ -72,16 +72,18 @@ class Values:
         """A product of tokens and a table (q @ r^T, r a table over all tokens), read as tokens on both axes: one axis
         is in the value's space, the other still runs over the full grid."""
         node = self._cached(value, self.base[value], own, source, target, own)
-        if (value, target, label) not in self.moved:
+        key = (value, target, label, None)
+        if key not in self.moved:
             count = self.to.spaces[target].count
             rest = tuple(plain(resized(a, count)) if token_axes((a,)) else b for a, b in zip(own, label, strict=True))
-            self.moved[value, target, label] = self.to.move(node, rest, 0, target, label)
-        return self.moved[value, target, label]
+            self.moved[key] = self.to.move(node, rest, 0, target, label)
+        return self.moved[key]
 
     def _cached(
         self, value: fx.Node, node: fx.Node, label: Label, source: int, target: int, out: Any
     ) -> fx.Node:
-        key = (value, target, label if any(has_kind(a, Kind.BATCH) for a in label) else out)
+        # What all images share is gathered for each of them: where the batch goes, the reader's result says.
+        key = (value, target, label, None if any(has_kind(a, Kind.BATCH) for a in label) else out)
         if source == target:
             return node
         if key not in self.moved:
@@ -95,12 +97,13 @@ class Values:
         source = self.plan.spaces[state]
         if mode == "copy":
             return self._cached(state, node, label, source, target, label)
-        if (state, target, label) not in self.moved:
+        key = (state, target, label, None)
+        if key not in self.moved:
             for born, space in self._way_back(state, source, target):
                 site = (*self.left[born], self.plan.labels[born])
                 node = restore_node(self.to, mode, node, label, site, space)
-            self.moved[state, target, label] = node
-        return self.moved[state, target, label]
+            self.moved[key] = node
+        return self.moved[key]
 
     def _way_back(self, state: fx.Node, source: int, target: int) -> list[tuple[fx.Node, SpaceNodes]]:
         """The reductions that lie between a state and space `target`: the states that were reduced, and the spaces."""

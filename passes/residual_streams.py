@@ -96,7 +96,7 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
         if len(terms) != 2:
             continue
         for stream, term in (terms, terms[::-1]):
-            if node.target is aten.sub.Tensor and stream is not node.args[0]:
+            if not is_state(plan, stream) or (node.target is aten.sub.Tensor and stream is not node.args[0]):
                 continue
             source: fx.Node | None = stream
             while source is not None and source not in between(flow, source, term, order):

@@ -370,6 +370,11 @@ REFUSED: dict[str, tuple[Any, Snippet, str]] = {
     "tile": (aten.tile.default, lambda m: m.grid.tile(1, 2, 1), "tokens or images are repeated"),
     "repeat_interleave": (
         aten.repeat_interleave.self_int, lambda m: m.grid.repeat_interleave(2, 0), "tokens or images are repeated"),
+    "repeat_interleave, in one row": (
+        aten.repeat_interleave.self_int, lambda m: m.grid.repeat_interleave(2), "axes are flattened into one"),
+    "a grid beside the tokens": (
+        aten.reshape.default, lambda m: (m.grid @ m.grid.mT).unflatten(2, (8, 6)).relu().flatten(2),
+        "a reshape flattens a grid beside the tokens"),
     "roll": (aten.roll.default, lambda m: m.grid.roll(1, 1), "aten.roll.default has no rule"),
     "index": (aten.index.Tensor, lambda m: m.grid[:, [0, 2]], "aten.index.Tensor has no rule"),
     "pad": (aten.pad.default, lambda m: F.pad(m.grid, (0, 0, 0, 1)), "aten.pad.default has no rule"),

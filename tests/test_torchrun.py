@@ -66,8 +66,8 @@ def alone(folder: Path, *arguments: str) -> str:
 
 
 def label_maps(*folders: Path) -> dict[str, bytes]:
-    """Files below the folders, which share none. What a process was writing when it was killed stays in a hidden folder,
-    and is no file of the result."""
+    """Files below the folders, which share none. What a process was writing when it was killed stays in a hidden
+    folder, and is no file of the result."""
     found = [(str(path.relative_to(folder)), path.read_bytes()) for folder in folders for path in folder.rglob("*.*")
              if path.is_file() and not path.parent.name.startswith(".")]
     assert len(dict(found)) == len(found)

@@ -31,6 +31,8 @@ def view(node: fx.Node, reader: Reader) -> Flow:
     if out is None:
         return Flow(reader.unknown(node.meta["val"]), {}, "a reshape cuts across the token axis")
     full = "a reshape lays the tokens out as a grid" if split else ""
+    if 0 < len(token_axes(label)) < len(token_axes(out)):  # the tokens beside it may be reduced, the grid is whole
+        full = "a reshape flattens a grid beside the tokens"
     return Flow(out, {x: label}, full)
 
 
@@ -87,6 +89,8 @@ def repeat(node: fx.Node, reader: Reader) -> Flow:
     shape = reader.out_sizes(node)
     axes = (*[plain(1)] * (len(shape) - len(label)), *label)
     each = node.target is aten.repeat_interleave.self_int
+    if len(axes) > len(shape):  # without an axis, each number is repeated, and all stand in one row
+        return Flow(reader.unknown(node.meta["val"]), {}, "axes are flattened into one")
     out = tuple(axis if length(axis) == size else _repeated(axis, size, each)
                 for axis, size in zip(axes, shape, strict=True))
     if all(is_plain(axis) or axis == after for axis, after in zip(axes, out, strict=True)):

@@ -1,0 +1,83 @@
+"""Blocks with something unusual beside their attention: the pruned graph is what it has to be, to the last digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lvtp_fx
+from lvtp_fx.models.random_weights import randomise
+from tests.tiny import Attention, C, N, PreNorm, TinyViT, captured, fused, picture
+
+Tensor = torch.Tensor
+WHOLE = {"keep_ratio": 0.6, "sites": (0, 1)}
+
+
+class Odd(PreNorm):
+    """Before its attention a block adds what `extra` makes of the tokens."""
+
+    def __init__(self, extra: Callable[[Odd, Tensor], Tensor]) -> None:
+        super().__init__(Attention(fused))
+        self.extra, self.wide, self.back = extra, nn.Linear(C, N), nn.Linear(N, C)
+        self.table = nn.Parameter(torch.zeros(N, N))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x + self.extra(self, self.norm1(x)))
+        return out
+
+
+def relations(x: Tensor) -> Tensor:
+    """Of each token to each place of the grid: [B, N, 8, 8]."""
+    return torch.einsum("bnc,bchw->bnhw", x, x.transpose(1, 2).unflatten(2, (8, 8))) / C
+
+
+def two_uses_of_a_table(m: Odd, x: Tensor) -> Tensor:
+    """Once it lies over pairs of tokens, once over tokens and channels, which are as many."""
+    y = m.wide(x).unsqueeze(1)
+    out: Tensor = m.back((F.scaled_dot_product_attention(y, y, y, m.table) + m.table).squeeze(1))
+    return out
+
+
+EXTRAS: dict[str, Callable[[Odd, Tensor], Tensor]] = {
+    "the grid beside the tokens is flattened, by its name": lambda m, x: relations(x).flatten(2).softmax(-1) @ x,
+    "the grid beside the tokens is flattened, by its size": lambda m, x: relations(x).reshape(-1, N, N).mean(-1, True),
+    "the largest of a flattened grid": lambda m, x: relations(x).flatten(2).amax(-1, keepdim=True),
+    "each number twice, in one row": lambda m, x: x.repeat_interleave(2).view(-1, N, C, 2).mean(-1),
+    "read as it lies in memory": lambda m, x: x + x.contiguous().as_strided((x.shape[0], N, C), (N * C, C, 1)),
+    "a table with two uses": two_uses_of_a_table,
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS.values(), ids=EXTRAS)
+def test_the_oracle_agrees(extra: Callable[[Odd, Tensor], Tensor]) -> None:
+    model = randomise(TinyViT([Odd(extra) for _ in range(3)]), seed=0).double()
+    image = picture().double()
+    dense = captured(model, image)
+    fast = lvtp_fx.transform(dense, **WHOLE)
+    assert [block.tokens for block in fast.report.blocks][:3] == [64, 38, 22]
+    assert lvtp_fx.verify(dense, fast, (image,)).max_error < 1e-12
+
+
+class Prompted(TinyViT):
+    """Tokens that the caller gives are added behind each block."""
+
+    def forward(self, image: Tensor, prompt: Tensor) -> Tensor:  # type: ignore[override]
+        x = self.embed(image)
+        for block in self.blocks:
+            x = block(x) + prompt
+        out: Tensor = self.head(self.norm(x)).transpose(1, 2).unflatten(2, (8, 8))
+        return out
+
+
+def test_tokens_that_the_caller_gives_are_no_residual_stream() -> None:
+    """They were taken for where it begins, being added to what is computed from them."""
+    model = randomise(Prompted([PreNorm(Attention(fused)) for _ in range(3)]), seed=0).double()
+    inputs = picture().double(), torch.randn(2, N, C, generator=torch.Generator().manual_seed(2)).double()
+    dense = captured(model, *inputs)
+    fast = lvtp_fx.transform(dense, **WHOLE)
+    assert len(fast.report.blocks) == 3
+    assert lvtp_fx.verify(dense, fast, inputs).max_error < 1e-12
