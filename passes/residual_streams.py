@@ -19,10 +19,10 @@ from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 aten = torch.ops.aten
 ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
 # What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
-_SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, aten.cat.default,
-                aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default, aten.dropout.default,
-                aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default,
-                *PERMUTATIONS)
+_UNCHANGED = (aten.cat.default, aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default,
+              aten.dropout.default, aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default, getitem,
+              *PERMUTATIONS)
+_SAME_STREAM = (aten.layer_norm.default, aten.rms_norm.default, *_UNCHANGED)
 
 
 def value_graph(graph: fx.Graph) -> nx.DiGraph:
@@ -66,6 +66,8 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     for base in bases:  # post-norm blocks and the like: the base of the next add is the stream seen through a norm
         path = [base]
         while (seen := _seen_through(plan, path[-1])) and (len(path) == 1 or path[-1] not in summed):
+            if seen in bases and path[-1].target not in _UNCHANGED:  # pre-norm: it goes on in front of the norm
+                break
             path.append(seen)
         if path[-1] not in summed:  # where the stream begins: its axes moved to where they are in it
             path = path[: next((i + 1 for i, node in enumerate(path) if node.target in PERMUTATIONS), len(path))]

@@ -11,7 +11,7 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.models.random_weights import randomise
-from tests.tiny import Attention, C, N, PreNorm, TinyViT, captured, fused, picture
+from tests.tiny import Attention, C, N, PreNorm, TinyViT, analyse, captured, fused, picture
 
 Tensor = torch.Tensor
 WHOLE = {"keep_ratio": 0.6, "sites": (0, 1)}
@@ -81,3 +81,45 @@ def test_tokens_that_the_caller_gives_are_no_residual_stream() -> None:
     fast = lvtp_fx.transform(dense, **WHOLE)
     assert len(fast.report.blocks) == 3
     assert lvtp_fx.verify(dense, fast, inputs).max_error < 1e-12
+
+
+def two_keys_a_token(m: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    keys, values = (torch.stack([x, x.flip(-1)], 2).flatten(2, 3) for x in (k, v))
+    return F.scaled_dot_product_attention(q, keys, values)
+
+
+@pytest.mark.parametrize("proportional_attention", [True, False])
+def test_several_keys_of_a_token_keep_the_full_grid(proportional_attention: bool) -> None:
+    blocks = [PreNorm(Attention(form)) for form in (fused, fused, two_keys_a_token, fused)]
+    image = picture().double()
+    dense = captured(randomise(TinyViT(blocks), seed=0).double(), image)
+    fast = lvtp_fx.transform(dense, **WHOLE, proportional_attention=proportional_attention)
+    assert len(fast.report.blocks) == 3
+    assert lvtp_fx.verify(dense, fast, (image,)).max_error < 1e-12
+
+
+class ConvolvedBranch(PreNorm):
+    """The branch of the MLP adds a convolution of the normalised tokens to them."""
+
+    def __init__(self) -> None:
+        super().__init__(Attention(fused))
+        self.conv = nn.Conv2d(C, C, 3, padding=1, groups=C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        y = self.norm2(x)
+        y = y + self.conv(y.transpose(1, 2).unflatten(2, (8, 8))).flatten(2).transpose(1, 2)
+        out: Tensor = x + self.mlp(y)
+        return out
+
+
+def test_a_normalised_branch_is_no_part_of_the_stream() -> None:
+    """It was restored as the stream is: what a dropped token was before the norm, and what its owner gained by it."""
+    model = randomise(TinyViT([ConvolvedBranch() for _ in range(3)]), seed=0).double()
+    trunk = analyse(model, picture().double()).trunk
+    assert trunk is not None
+    assert not any("layer_norm" in state.name for state in trunk.states)
+    image = picture().double()
+    dense = captured(model, image)
+    fast = lvtp_fx.transform(dense, **WHOLE)
+    assert lvtp_fx.verify(dense, fast, (image,)).max_error < 1e-12

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from lvtp_fx.passes.axes.flow import Flow, Reader, Rule, align, argument, named, read_as, reads, tensors
-from lvtp_fx.passes.axes.label import Axis, Kind, Label, has_kind, mixed, plain, unify
+from lvtp_fx.passes.axes.label import Axis, Kind, Label, has_kind, mixed, plain, token_factor, unify
 
 aten = torch.ops.aten
 
@@ -116,6 +116,8 @@ def attention(node: fx.Node, reader: Reader) -> Flow:
         return Flow(fresh, {}, "attention runs over channels")
     if has_kind(columns, Kind.BATCH):
         return Flow(fresh, {}, "attention runs over the batch")
+    if len(columns) > 1 and token_factor(columns):
+        return Flow(fresh, {}, "attention runs over several keys of each token")
     pairs = [(n, (*read_as(la[:-own], lead), *la[-own:-2], *tail)) for n, la, tail in (
         (q, lq, lq[-2:]), (k, lk, (columns, lk[-1])), (v, lv, (columns, lv[-1])))]
     if isinstance(mask, fx.Node):
