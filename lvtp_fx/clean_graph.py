@@ -55,7 +55,7 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
             node.update_arg(0, laid_out)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
-        elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
     drop_views(graph)
     join_writes(graph)

@@ -30,10 +30,11 @@ def view(node: fx.Node, reader: Reader) -> Flow:
     out, split = regroup(label, reader.out_sizes(node))
     if out is None:
         return Flow(reader.unknown(node.meta["val"]), {}, "a reshape cuts across the token axis")
-    full = "a reshape lays the tokens out as a grid" if split else ""
-    if 0 < len(token_axes(label)) < len(token_axes(out)):  # the tokens beside it may be reduced, the grid is whole
-        full = "a reshape flattens a grid beside the tokens"
-    return Flow(out, {x: label}, full)
+    if split:
+        return Flow(out, {x: label}, "a reshape lays the tokens out as a grid")
+    # Rows and columns are whole, though the tokens beside them may be reduced.
+    beside = 0 < len(token_axes(label)) < len(token_axes(out))
+    return Flow(out, {x: label}, "a reshape flattens a grid beside the tokens" if beside else "")
 
 
 def permute(node: fx.Node, reader: Reader) -> Flow:
