@@ -119,11 +119,11 @@ class Oracle(fx.Interpreter):
             return now
         entered, left = (_grid(x[reduced], self.states[reduced]) for x in (self.entered, self.left))
         if mode == "delta":
-            return on_grid(now, state, lambda grid: entered + _change(grid - left, decided))
+            return on_grid(now, state, lambda grid: (entered + _change(grid - left, decided)).to(now.dtype))
         if earlier is None:
             earlier = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
         lives = (owner == earlier).unsqueeze(-1)
-        return on_grid(now, state, lambda grid: torch.where(lives, grid, entered))
+        return on_grid(now, state, lambda grid: torch.where(lives, grid, entered.to(now.dtype)))
 
     def _attend(self, n: fx.Node, hook: HookRecord) -> torch.Tensor:
         """Attention with dropped keys masked out, then each dropped row copied from its owner."""

@@ -113,6 +113,8 @@ def _living(x: torch.Tensor, state: StateRecord, decided: list[Decision] | None)
 def _compare(where: str, got: torch.Tensor, want: torch.Tensor, limit: float) -> float:
     if got.shape != want.shape:
         raise _mismatch(where, f"shape {tuple(want.shape)}", f"shape {tuple(got.shape)}")
+    if got.dtype != want.dtype:
+        raise _mismatch(where, str(want.dtype), str(got.dtype))
     if want.numel() == 0:
         return 0.0
     wide = torch.float64 if want.dtype == torch.float64 else torch.float32

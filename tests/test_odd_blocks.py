@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -123,3 +124,20 @@ def test_a_normalised_branch_is_no_part_of_the_stream() -> None:
     dense = captured(model, image)
     fast = lvtp_fx.transform(dense, **WHOLE)
     assert lvtp_fx.verify(dense, fast, (image,)).max_error < 1e-12
+
+
+class WideSum(PreNorm):
+    """The sum behind the attention is in a wider type than the stream."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x.double() + self.attention(self.norm1(x)).double()).to(x.dtype)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
+@pytest.mark.parametrize("options", [{}, {"restore_from": 3}, {"restore": "frozen"}, {"reduce": "select"}], ids=str)
+def test_what_is_restored_has_the_type_that_it_has_now(options: dict[str, Any]) -> None:
+    dense = captured(randomise(TinyViT([WideSum(Attention(fused)) for _ in range(3)]), seed=0))
+    fast = lvtp_fx.transform(dense, **WHOLE, **options)
+    assert fast(picture()).dtype == torch.float32
+    assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5

@@ -156,7 +156,7 @@ def restore(
     """Undo one reduction of the residual stream: [B, before + N + after, C].
 
     Each token is as it entered, plus its owner now, minus its owner as it left the reduction (kept tokens own
-    themselves). Prefix and suffix tokens are as they are now.
+    themselves). Prefix and suffix tokens are as they are now, and so is the dtype: a sum may have been wider.
 
     Args:
         now: [B, before + K + after, C], the stream after later blocks.
@@ -166,7 +166,7 @@ def restore(
     body = slice(before, now.shape[1] - after)
     into = owner.unsqueeze(-1).expand(-1, -1, now.shape[2])
     old = entered[:, before : entered.shape[1] - after]
-    grid = old + torch.gather(now[:, body] - left[:, body], 1, into)
+    grid = (old + torch.gather(now[:, body] - left[:, body], 1, into)).to(now.dtype)
     if not before and not after:
         return grid
     return torch.cat([now[:, :before], grid, now[:, now.shape[1] - after :]], dim=1)
@@ -189,6 +189,7 @@ def restore_between(
     grid = entered[:, before : entered.shape[1] - after]
     for support, share in zip(supports.unbind(-1), shares.to(now.dtype).unbind(-1), strict=True):
         grid = grid + share.unsqueeze(-1) * rows(change, support)
+    grid = grid.to(now.dtype)
     if not before and not after:
         return grid
     return torch.cat([now[:, :before], grid, now[:, now.shape[1] - after :]], dim=1)
@@ -204,4 +205,4 @@ def restore_frozen(
         now: [B, before + K + after, C]. entered: [B, before + N + after, C]. kept: [B, K] int64.
     """
     index = index_with_ends(kept, before, after, entered.shape[1] - before - after)
-    return entered.scatter(1, index.unsqueeze(-1).expand(-1, -1, now.shape[2]), now)
+    return entered.to(now.dtype).scatter(1, index.unsqueeze(-1).expand(-1, -1, now.shape[2]), now)
