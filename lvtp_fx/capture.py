@@ -7,7 +7,7 @@ Sources: `torch.export` (non-strict), `run_decompositions({})`, which makes in-p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,7 +42,7 @@ from lvtp_fx.capture_refusals import (
 from lvtp_fx.clean_graph import clean, quiet_copies
 from lvtp_fx.functional import functional
 from lvtp_fx.inlined_places import give_places, wrapped_places
-from lvtp_fx.one_image import differs_alone
+from lvtp_fx.one_image import compared_alone
 from lvtp_fx.twin import left_alone, twin
 from lvtp_fx.unread import leave_out_constants, unread
 
@@ -66,6 +66,7 @@ class Capture:
         assigned: attributes of the model that forward assigns tensors to, which the graph does not, `self.last_map`.
         unread: the model's parameters and buffers that the graph does not read, by name.
         repeated: the example was one image, which was repeated.
+        restless: forward computes something else from one call to the next, which the graph does not.
     """
 
     module: fx.GraphModule
@@ -78,6 +79,7 @@ class Capture:
     assigned: tuple[str, ...] = ()
     unread: dict[str, torch.Tensor] = field(default_factory=dict)
     repeated: bool = False
+    restless: bool = False
 
     @property
     def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -105,6 +107,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         return _finish(Exported(model), args, kwargs, "", "the program was exported for it alone")
     check_devices(model)
     args, kwargs = normal(args, kwargs)
+    batch = batch_size(args, kwargs)
     with TRACING, plain_modes(args, kwargs):
         wide = at_least_two(args, kwargs)
         copied = _twin(model)
@@ -114,9 +117,13 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: d
         except Exception as error:
             note = f"the batch size is fixed, the model does not allow another: {first_line(error)}"
         else:
-            note = _why_fixed(found.program, free, partial(_twin, model), args, kwargs)
+            note = _why_fixed(found.program, free, args, kwargs)
+            alone = "" if note or free.note else compared_alone(
+                partial(_twin, model), free.module, *first_image(args, kwargs))
+            if alone == "other":
+                note = _does_otherwise(batch, "several images" if batch == 1 else "one image alone")
             if not note:
-                return replace(free, repeated=batch_size(args, kwargs) == 1)
+                return replace(free, repeated=batch == 1, restless=alone == "restless")
         try:
             found = _exported(_twin(model), args, kwargs, dynamic=False)
         except Exception as error:
@@ -133,21 +140,19 @@ def _twin(model: nn.Module) -> nn.Module:
         raise cannot_copy(model, error) from error
 
 
-def _why_fixed(
-    program: ExportedProgram, free: Capture, twin_of_it: Callable[[], nn.Module], args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> str:
-    """Why the graph that was captured with a free batch is not the model's for the user's own, or ""."""
+def _why_fixed(program: ExportedProgram, free: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Why the graph that was captured with a free batch is not for the user's own, or ""."""
     batch = batch_size(args, kwargs)
     if any(bounds.upper < _UNBOUNDED for bounds in program.range_constraints.values()):
-        return f"the batch size is fixed at {batch}: the model does something else with more images"
+        return _does_otherwise(batch, "more images")
     if free.note:  # where one image was captured as two, two is what the graph is for
         wanted = batch_size(free.args, free.kwargs) == batch
         return "" if wanted else f"the batch size is fixed at {batch}: {_SPECIALISED}"
-    if differs_alone(twin_of_it, free.module, *first_image(args, kwargs)):
-        return f"the batch size is fixed at {batch}: the model does something else with " + (
-            "several images" if batch == 1 else "one image alone")
     return ""
+
+
+def _does_otherwise(batch: int, than: str) -> str:
+    return f"the batch size is fixed at {batch}: the model does something else with {than}"
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool) -> ExportedProgram:

@@ -79,7 +79,7 @@ def refuse_failing(copied: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         shapes = [f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
                   for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         raise LvtpError(
-            Code.BAD_EXAMPLE, where=f"{type(copied).__name__}{_user_line(error)}",
+            Code.BAD_EXAMPLE, where=f"{type(copied).__name__}{user_line(error)}",
             expected="inputs that the model itself takes",
             got=f"{', '.join(shapes)}; it stops with {type(error).__name__}: {first_line(error)}",
             why="the graph is captured from a call of the model, which fails without lvtp_fx, too",
@@ -112,7 +112,7 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
         why = "a graph returns tensors in tuples, lists, dicts and registered classes only"
         hint = "torch.export.register_dataclass(TheClass) for a dataclass, before lvtp_fx.transform"
     return LvtpError(
-        Code.CAPTURE_FAILED, where=f"{type(model).__name__}{_user_line(error)}",
+        Code.CAPTURE_FAILED, where=f"{type(model).__name__}{user_line(error)}",
         expected="a model that torch.export.export(model, example, strict=False) captures",
         got=f"{type(error).__name__}: {first_line(error)}", why=why, hint=hint,
     )
@@ -140,12 +140,12 @@ def _met_unknown_class(error: BaseException) -> bool:
     return any(frame.name == "is_opaque_type" for frame in traceback.extract_tb(error.__traceback__))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, which may be empty (a bare `assert`)."""
     return next(iter(str(error).strip().splitlines()), "no message").strip()
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """The last line of code outside torch, this package and Python's own that an error came through, or ""."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_a_librarys(f.filename)]
     if not frames:

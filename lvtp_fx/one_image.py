@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -16,34 +16,43 @@ from lvtp_fx.run_graph import cloned
 from lvtp_fx.same_values import same_values
 from lvtp_fx.twin import left_alone
 
+Alone = Literal["same", "other", "restless"]
 _CLOSE = {torch.float16: 5e-2, torch.bfloat16: 5e-2}  # relative; other floats 1e-3
 _LARGE = 1 << 25  # values in a graph for an image from which on computing takes longer than following the ops
 
 
-def differs_alone(
+def compared_alone(
     twin: Callable[[], nn.Module], graph: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bool:
-    """Whether a twin of the model computes something else from a batch of one than the graph captured from two images.
+) -> Alone:
+    """Whether a twin of the model computes something "other" from a batch of one than the graph captured from two
+    images; "restless" where it does so from one call to the next, as one that draws from Python's or NumPy's numbers.
 
     Export takes a free batch for one of two or more, without a word: `if len(x) == 1`, or a `squeeze()` of all axes.
-    Models that draw random numbers are not compared. Large ones are run only where it cannot be told from their ops.
+    Models that draw torch's numbers are not compared. Large ones are run only where it cannot be told from their ops.
     """
     if next(random_nodes(graph.graph), None) is not None:
-        return False
+        return "same"
     if _values_of_an_image(graph.graph) >= _LARGE and _surely_same(twin(), graph, args, kwargs):
-        return False
-    model = twin()
-    try:
-        with torch.no_grad(), kept_state(graph), left_alone(model):
-            want = pytree.tree_leaves(model(*cloned(args), **cloned(kwargs)))
-    except Exception:  # it takes no single image, and nobody will hand it one
-        return False
-    try:
+        return "same"
+
+    def run(module: nn.Module) -> list[Any]:
         with torch.no_grad(), kept_state(graph):
-            got = pytree.tree_leaves(graph(*cloned(args), **cloned(kwargs)))
+            return pytree.tree_leaves(module(*cloned(args), **cloned(kwargs)))
+
+    def run_twin() -> list[Any]:
+        with left_alone(model := twin()):
+            return run(model)
+
+    try:
+        want = run_twin()
+    except Exception:  # it takes no single image, and nobody will hand it one
+        return "same"
+    try:
+        if _agree(run(graph), want):
+            return "same"
     except Exception:  # the model can do what its graph cannot
-        return True
-    return len(got) != len(want) or any(_differ(a, b) for a, b in zip(got, want, strict=True))
+        return "other"
+    return "other" if _agree(run_twin(), want) else "restless"
 
 
 def _surely_same(model: nn.Module, graph: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -63,6 +72,10 @@ def _values_of_an_image(graph: fx.Graph) -> int:
 def _of_one(size: int | torch.SymInt) -> int:
     """A size where the batch is one."""
     return size if isinstance(size, int) else int(size.node.expr.as_coeff_Mul()[0])
+
+
+def _agree(got: list[Any], want: list[Any]) -> bool:
+    return len(got) == len(want) and not any(_differ(a, b) for a, b in zip(got, want, strict=True))
 
 
 def _differ(got: Any, want: Any) -> bool:

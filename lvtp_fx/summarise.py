@@ -63,6 +63,9 @@ def _notes(captured: Capture, plan: Plan) -> Iterator[str]:
     for node in random_nodes(captured.module.graph):
         yield (f"{node.target} at {describe(node)} draws random numbers, also in eval mode: no two runs give "
                "the same, and verify cannot compare them")
+    if captured.restless:
+        yield ("forward computes something else from one call to the next, from the same inputs: numbers that Python "
+               "or NumPy drew while it was captured are fixed in the graph")
     if captured.read:
         yield (f"Python reads the values of {', '.join(captured.read)} in forward: what it does with them is fixed in "
                "the graph")

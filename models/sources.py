@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvtp_fx.capture_refusals import first_line, user_line
+from lvtp_fx.errors import LvtpError
 from lvtp_fx.models.adapters import EncoderSegmenter, timm_segmenter, torchvision_segmenter
 from lvtp_fx.models.backbones import read_state
 from lvtp_fx.models.checkpoint import Spec, load_bundled, load_checkpoint
@@ -83,17 +85,21 @@ def backbone(kind: str, name: str, request: Request) -> Named:
 def function(request: Request) -> Named:
     """What package.module:function returns, or what is there in its place: a module, or a module and its `Spec`. The
     working folder is importable."""
-    sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
         make = pkgutil.resolve_name(request.name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:  # the last for a name that can be none
-        raise bad_model(request.name, "a function that can be imported", str(error), "it makes the model",
+        made = make() if callable(make) and not isinstance(make, nn.Module) else make  # it may import more
+    except LvtpError:
+        raise
+    except (Exception, SystemExit) as error:
+        line = user_line(error)
+        raise bad_model(request.name, "a function that can be imported, and returns a model",
+                        f"{type(error).__name__}: {first_line(error)}{line}", "it makes the model",
+                        "that line, which is not of this package" if line else
                         "package.module:function, where the package is installed or in the working folder") from error
-    else:
-        # Which may import more; what it raises is the user's to see.
-        made = make() if callable(make) and not isinstance(make, nn.Module) else make
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(here)
     model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module) or not isinstance(spec, Spec | None):
         raise bad_model(request.name, "a torch.nn.Module, or one and a Spec", f"{type(made).__name__}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -425,6 +426,27 @@ class Dropping(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return nn.functional.dropout(self.inner(image), 0.1)
+
+
+class Restless(Dropping):
+    """Draws numbers that are no tensors, which the graph does not hold."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.inner(image) * self.draw()
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand()], ids=["random", "numpy"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_numbers_that_python_draws_are_said_to_be_fixed(draw: Callable[[], float], batch: int) -> None:
+    report = lvtp_fx.explain(Restless(draw).eval(), picture(batch), keep_ratio=0.5)
+    assert report.notes == (
+        "forward computes something else from one call to the next, from the same inputs: numbers that Python or "
+        "NumPy drew while it was captured are fixed in the graph",)
+    assert lvtp_fx.explain(Restless(lambda: 0.5).eval(), picture(batch), keep_ratio=0.5).notes == ()
 
 
 def test_lvtp301_for_a_model_that_draws_random_numbers() -> None:

@@ -240,13 +240,15 @@ def test_function_of_the_working_folder(in_folder: Path) -> None:
     refused(Request("no-name:function"), "invalid format: 'no-name:function'")
 
 
-def test_error_inside_the_users_function_keeps_its_traceback(in_folder: Path) -> None:
+def test_error_inside_the_users_function_is_refused_with_its_line_and_keeps_its_traceback(in_folder: Path) -> None:
     lines = {"divides": "1 / 0", "names": "sys.nothing", "imports": "__import__('nobody')"}
     (in_folder / "broken.py").write_text(
         "import sys\n" + "".join(f"def {name}(): return {line}\n" for name, line in lines.items()))
     for name, error in (("divides", ZeroDivisionError), ("names", AttributeError), ("imports", ModuleNotFoundError)):
-        with pytest.raises(error):
+        line = rf"LVTP106 (.|\n)*{error.__name__}: .*\(broken\.py:\d in {name}: "
+        with pytest.raises(LvtpError, match=line) as caught:
             load_named(Request(f"broken:{name}"))
+        assert isinstance(caught.value.__cause__, error)
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "timm:", "hf:", "some/where"])

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
 
 import lvtp_fx
 from lvtp_fx import ship
@@ -359,6 +361,44 @@ def test_what_cannot_be_written_is_a_refusal_that_says_why(it: Made, tmp_path: P
     assert "folder" in caught.value.hint
     with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP501 cannot-write-file(.|\n)*ends with \.pt2"):
         ship.save_aoti(it.fast, (picture(),), tmp_path / "model.so")
+
+
+class Then(nn.Module):
+    """A model, and what is made of its output."""
+
+    def __init__(self, then: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.then = vit(fused), then
+
+    def forward(self, image: torch.Tensor) -> Any:
+        return self.then(self.inner(image))
+
+
+@pytest.mark.parametrize(("name", "extra"), [
+    ("a.pt2", "city"), ("a.aoti.pt2", "city"), ("a.onnx", "city"), ("a.onnx", 3), ("a.onnx", 0.5), ("a.onnx", True)])
+def test_an_output_that_the_format_has_no_place_for_is_a_refusal(tmp_path: Path, name: str, extra: object) -> None:
+    """torch.export.save writes a string, and torch.export.load cannot read it."""
+    fast = lvtp_fx.transform(Then(lambda out: (out, {"more": extra})), (picture(),), **OPTIONS)
+    with pytest.raises(lvtp_fx.LvtpError, match=f"LVTP501 (.|\n)*got: {extra!r} among the outputs") as caught:
+        SAVE[f"model{name[1:]}"](fast, (picture(),), tmp_path / name)
+    assert ("save_exported" in caught.value.hint) == (extra != "city")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_among_the_outputs_are_written_and_read(tmp_path: Path) -> None:
+    fast = lvtp_fx.transform(
+        Then(lambda out: (out, [3, 0.5, True, None, out.shape[0]])), (picture(),), **OPTIONS)
+    ship.save_exported(fast, picture(), tmp_path / "a.pt2")  # a tensor, as transform takes it
+    got, numbers = torch.export.load(tmp_path / "a.pt2").module()(picture(2))
+    assert numbers == [3, 0.5, True, None, 2]
+    assert relative(got, fast(picture(2))[0]) < 1e-5
+
+
+def test_what_onnx_cannot_express_is_named(tmp_path: Path) -> None:
+    fast = lvtp_fx.transform(Then(lambda out: torch.special.bessel_j0(out)), (picture(),), **OPTIONS)
+    with pytest.raises(lvtp_fx.LvtpError, match=r"LVTP501 (.|\n)*got: .*bessel_j0") as caught:
+        ship.save_onnx(fast, (picture(),), tmp_path / "a.onnx")
+    assert "\x1b" not in str(caught.value)
 
 
 FULL = """

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from lvtp_fx.cli.output import json_alone
 from lvtp_fx.errors import Code, LvtpError, missing_library, one_line
 from lvtp_fx.ranks import own_number
 
@@ -46,7 +47,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         as_json = bool(given.get("as_json"))
         try:
-            function(**made, **given)
+            with json_alone(as_json):
+                function(**made, **given)
         except LvtpError as error:
             raise _refused(error, as_json) from None
         except OSError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -55,9 +56,27 @@ def _progress(*columns: Any) -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty() or not speaks())
 
 
+class _Aside(io.TextIOBase):
+    """Stands for stdout, and writes to stderr."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self.stdout = stdout
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+
+@contextmanager
+def json_alone(wanted: bool) -> Iterator[None]:
+    """Where `wanted`, nothing but `print_json` writes to stdout: a user's model may print, too."""
+    with redirect_stdout(_Aside(sys.stdout)) if wanted else nullcontext():
+        yield
+
+
 def print_json(found: dict[str, Any]) -> None:
     """One object, on stdout; NaN, which JSON has not, is null."""
-    typer.echo(json.dumps(plain(found)))
+    out = sys.stdout
+    typer.echo(json.dumps(plain(found)), file=out.stdout if isinstance(out, _Aside) else out)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

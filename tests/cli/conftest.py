@@ -35,6 +35,22 @@ def convolution():
 
 def broken():
     return 1 / 0
+
+def leaving():
+    raise SystemExit(7)
+
+class Talking(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = model()[0]
+
+    def forward(self, image):
+        print("talks in forward")
+        return self.inner(image)
+
+def talking():
+    print("talks")
+    return Talking(), model()[1]
 """
 
 

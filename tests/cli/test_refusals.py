@@ -61,9 +61,29 @@ def test_wrong_usage_and_unusable_files(call: Call, folder: Path, arguments: tup
     assert found(result)["error"]["code"] == text[:7]
 
 
-def test_bug_keeps_its_traceback(call: Call) -> None:
+def test_bug_keeps_its_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lvtp_fx.api, "prepare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        call("explain", "users_own:broken")
+        call("explain", MODEL)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("broken", "ZeroDivisionError: division by zero (users_own.py:21 in broken: return 1 / 0)"),
+    ("leaving", "SystemExit: 7 (users_own.py:24 in leaving: raise SystemExit(7))"),
+])
+def test_where_the_users_own_function_fails_is_said(call: Call, name: str, text: str) -> None:
+    result = call("explain", f"users_own:{name}", "--json", code=2)
+    assert only_line(result.stderr) == (
+        f"LVTP106 not-a-model-to-transform at users_own:{name}: expected a function that can be imported, and returns "
+        f"a model; got {text}; try that line, which is not of this package")
+    assert found(result)["error"]["got"] == text
+
+
+def test_what_the_users_model_prints_is_kept_out_of_the_json(call: Call) -> None:
+    result = call("explain", "users_own:talking", "--keep-ratio", "0.8", "--json")
+    assert found(result)["model"] == "users_own:talking"
+    assert {"talks", "talks in forward"} <= set(result.stderr.splitlines())
+    assert "talks\n" in call("explain", "users_own:talking", "--keep-ratio", "0.8").stdout
 
 
 def test_ctrl_c_is_said_and_is_no_failure_of_a_check(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
