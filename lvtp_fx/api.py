@@ -133,12 +133,14 @@ def _timed(prepared: Prepared, plan: Plan) -> Plan:
     """The plan with a pruned graph that is expected to be faster than the dense one."""
     passes, captured = pipeline.rewrite(prepared.dense_flops), prepared.captured
     clock = latency.probe(plan.graph_module, captured)
-    done = pipeline.run(passes, replace(plan, clock=clock))
+    # What a cut that is out of reach comes to is said below, when it is known what is inserted costs.
+    done = pipeline.run(pipeline.rewrite(prepared.dense_flops, in_reach=plan.config.latency_cut is not None),
+                        replace(plan, clock=clock))
     if not done.sites:
         return done
     clock = latency.calibrated(clock, done, pipeline.finish(done), captured)
     done = replace(done, clock=clock)
-    if plan.config.latency_cut is not None:  # counts were solved as if what is inserted were free
+    if plan.config.latency_cut is not None:  # counts were solved as if that were free
         done = pipeline.run(passes, replace(plan, clock=clock))
     latency.refuse_slower(done, clock)
     return done

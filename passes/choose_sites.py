@@ -93,10 +93,11 @@ def _nothing_to_save(trunk: Trunk, others: int) -> LvtpError:
     return LvtpError(
         Code.CUT_UNREACHABLE, where=trunk.blocks[0].attention.path or "the top level",
         expected="an encoder that works on the tokens after its first attention",
-        got=f"{len(trunk.blocks)} attention blocks, all at the end of the residual stream"
-        + (f"; {others} more are no part of it" if others else ""),
-        why="tokens are dropped after an attention, and nothing comes after this one",
-        hint="lvtp_fx.explain(model, example_inputs) says why others are not used" if others else "a deeper encoder",
+        got=f"{len(trunk.blocks)} attention blocks, and behind them no state of the residual stream, but its last, "
+        "that all later ones are made from" + (f"; {others} more are no part of it" if others else ""),
+        why="tokens are dropped at such a state, behind an attention",
+        hint="lvtp_fx.explain(model, example_inputs) says why others are not used" if others else
+        "a deeper encoder, or one without skips around its blocks",
     )
 
 

@@ -14,14 +14,15 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_axes, token_factor
 from lvtp_fx.passes.find_image import find_image
 from lvtp_fx.passes.label_axes import rule_of
-from lvtp_fx.passes.residual_streams import chains, grid_of, later_streams, other_streams, value_graph
+from lvtp_fx.passes.residual_streams import behind, chains, grid_of, later_streams, other_streams, value_graph
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
 
 @dataclass(frozen=True)
 class FindTrunk:
     """Finds stream, blocks and cut points. A state of the stream is a *cut point* where it dominates the
-    encoder's output: everything that comes later sees the tokens only through it.
+    encoder's output: everything that comes later sees the tokens only through it, or as they were before the first
+    attention (a long skip from the embedding, features of the image, the first block's values).
 
     Requires: `attentions`, `labels`. Ensures: `trunk` (the chain with the most attention), or `trunk` None with a
     miss for each attention.
@@ -115,23 +116,34 @@ def _trunk(
     factor = token_factor(plan.labels[end][token_axes(plan.labels[end])[0]])
     assert factor is not None
     before_end = nx.ancestors(flow, end) | {end}
+    order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     root = next(n for n in plan.graph_module.graph.nodes
                 if n in before_end and factor.grid in grids(plan.labels.get(n, ()))
                 and nx.has_path(flow, n, own[0].node))
     members = before_end & (nx.descendants(flow, root) | {root})
-    dominators = nx.immediate_dominators(flow.subgraph(members), root)
-    cuts = {end}
-    node = end
-    while dominators.get(node) not in (None, node):
-        node = dominators[node]
-        cuts.add(node)
+    cuts = _dominators(flow.subgraph(members), root, end)
+    loose = _dominators(flow.subgraph(members & behind(flow, own)), root, end)
     blocks = []
     for match in own:
         after = nx.descendants(flow, match.node)
-        state = next(s for s in states if s in cuts and s in after)
-        blocks.append(Block(match, state))
+        first, strict = (next(s for s in states if s in found and s in after) for found in (loose, cuts))
+        # What no attention has changed may be read behind a block, but not in it: its MLP may run side by side.
+        late = any(order[first] < order[other.node] < order[strict] for other in own)
+        blocks.append(Block(match, first if late else strict))
     return Trunk(root, find_image(plan, flow, root, factor.grid), factor.grid, tuple(blocks), tuple(states),
                  frozenset(members - others))
+
+
+def _dominators(flow: nx.DiGraph, root: fx.Node, end: fx.Node) -> set[fx.Node]:
+    """The nodes that all ways to `end` lead through, from the root or from where the graph begins."""
+    rooted = nx.DiGraph(flow)
+    rooted.add_edges_from([(root, node) for node, count in flow.in_degree() if count == 0 and node is not root])
+    dominators = nx.immediate_dominators(rooted, root)
+    found, node = {end}, end
+    while dominators.get(node) not in (None, node):
+        node = dominators[node]
+        found.add(node)
+    return found
 
 
 def refuse_unmatched(plan: Plan) -> LvtpError:

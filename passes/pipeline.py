@@ -41,12 +41,12 @@ def analysis() -> tuple[Pass, ...]:
     )
 
 
-def rewrite(dense_flops: float) -> tuple[Pass, ...]:
-    """Decide, then build. Needs a trunk."""
+def rewrite(dense_flops: float, *, in_reach: bool = False) -> tuple[Pass, ...]:
+    """Decide, then build. Needs a trunk. `in_reach`: as of `SolveCounts`."""
     return (
         ChooseSites(),
         AssignSpaces(),             # before the counts: the cost of a node depends on its space
-        SolveCounts(dense_flops),
+        SolveCounts(dense_flops, in_reach=in_reach),
         InsertReduction(),          # last of the passes that read the captured graph
     )
 

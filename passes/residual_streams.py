@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import getitem
 from typing import Any
 
@@ -58,14 +58,16 @@ def grid_of(plan: Plan, node: fx.Node) -> tuple[int, int]:
 def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     """Maximal residual streams, each as its states in graph order."""
     links = nx.Graph()
-    bases: set[fx.Node] = set()
-    for base, total in _residual_adds(plan, flow):
-        links.add_edge(base, total)
-        bases.add(base)
-    summed = set(links)
+    changed = behind(flow, plan.attentions)
+    base_of = {total: base for base, total in _residual_adds(plan, flow, changed)}
+    links.add_edges_from(base_of.items())
+    bases, summed = set(base_of.values()), set(links)
     for base in bases:  # post-norm blocks and the like: the base of the next add is the stream seen through a norm
         path = [base]
-        while (seen := _seen_through(plan, path[-1])) and (len(path) == 1 or path[-1] not in summed):
+        while len(path) == 1 or path[-1] not in summed:
+            seen = _seen_through(plan, path[-1], set() if path[-1] in base_of else changed)
+            if seen is None:
+                break
             if seen in bases and path[-1].target not in _UNCHANGED:  # pre-norm: it goes on in front of the norm
                 break
             path.append(seen)
@@ -76,16 +78,28 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     return [sorted(component, key=order.__getitem__) for component in nx.connected_components(links)]
 
 
-def _seen_through(plan: Plan, node: fx.Node) -> fx.Node | None:
-    """The state that this one is, seen through a norm, a scale or the like."""
+def behind(flow: nx.DiGraph, attentions: Iterable[AttentionMatch]) -> set[fx.Node]:
+    """These attentions, and what is computed from them."""
+    found, stack = set[fx.Node](), [attention.node for attention in attentions]
+    while stack:
+        if (node := stack.pop()) not in found:
+            found.add(node)
+            stack.extend(flow.successors(node))
+    return found
+
+
+def _seen_through(plan: Plan, node: fx.Node, changed: set[fx.Node]) -> fx.Node | None:
+    """The state that this one is, seen through a norm, a scale or the like; with what no attention has `changed`
+    (features of the image) it may be added up."""
     made: Any = node.args[0] if node.target is getitem else node  # a piece of a split
     if made.target not in _SAME_STREAM and not is_pointwise(made.target):
         return None
     operands = [n for n in tensors(made) if is_state(plan, n) and not _is_column(plan, n)]
+    operands = [n for n in operands if n in changed or len(operands) == 1]
     return operands[0] if len(operands) == 1 and grid_of(plan, operands[0]) == grid_of(plan, node) else None
 
 
-def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.Node]]:
+def _residual_adds(plan: Plan, flow: nx.DiGraph, changed: set[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(stream, sum) pairs: an add of the stream and of something computed from it, or from what it was before the adds
     that led to it (`x + f(x) + g(x)`, where branches run side by side) or before a scale (`2 * x + f(x)`)."""
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
@@ -100,9 +114,11 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph) -> Iterator[tuple[fx.Node, fx.N
         for stream, term in (terms, terms[::-1]):
             if not is_state(plan, stream) or (node.target is aten.sub.Tensor and stream is not node.args[0]):
                 continue
+            if stream not in changed and term in before:  # the term is the stream, and this a skip from in front of it
+                continue
             source: fx.Node | None = stream
             while source is not None and source not in between(flow, source, term, order):
-                source = before.get(source) or _seen_through(plan, source)
+                source = before.get(source) or _seen_through(plan, source, changed)
             if source is not None:
                 before[node] = stream
                 yield stream, node

@@ -43,6 +43,7 @@ class SolveCounts:
     Attributes:
         dense_flops: FLOPs of one image through the captured graph, as FlopCounterMode counts them.
         weights: how much of the cut each site takes, > 0; None for the same keep ratio at all sites.
+        in_reach: where the wanted cut is out of reach, take the largest that is not, and do not refuse.
 
     Requires: `sites`, `spaces`. Ensures: `sites` with `parent` and `kept`.
 
@@ -52,6 +53,7 @@ class SolveCounts:
 
     dense_flops: float
     weights: tuple[float, ...] | None = None
+    in_reach: bool = False
     name: ClassVar[str] = "solve_counts"
 
     def __call__(self, plan: Plan) -> Plan:
@@ -89,7 +91,8 @@ class SolveCounts:
             Code.CUT_UNREACHABLE, where=block.path or "the top level",
             expected="a reduction that saves more FLOPs than scoring, owners and restores cost",
             got=f"{-saved / self.dense_flops:+.1%} FLOPs at keep_ratio={plan.config.keep_ratio}",
-            why="the graph would be slower than the dense one: most ops after this block need the full grid",
+            why="the graph would be slower than the dense one: too few tokens are dropped, or most ops after this "
+            "block need the full grid",
             hint=f"a smaller keep_ratio{_earlier_sites(plan)}; or leave this model dense",
         )
 
@@ -108,7 +111,10 @@ class SolveCounts:
 
         low, high = _SMALLEST, 1.0
         if saved(*counts_at(low)) < wanted:
-            raise self._unreachable(plan, goal, saved, counts_at)
+            most = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100))
+            if not self.in_reach:
+                raise self._unreachable(plan, goal, most / goal.total)
+            wanted = most
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if saved(*counts_at(middle)) >= wanted else (low, middle)
@@ -122,10 +128,7 @@ class SolveCounts:
         return _Goal("latency_cut", plan.config.latency_cut, plan.clock.dense_ms, latency.saved_ms(plan, plan.clock),
                      Code.TOO_LITTLE_TIME_SAVED)
 
-    def _unreachable(
-        self, plan: Plan, goal: _Goal, saved: Callable[..., float], counts_at: Callable[[float], tuple[int, ...]]
-    ) -> LvtpError:
-        best = max(saved(*counts_at(ratio / 100)) for ratio in range(1, 100)) / goal.total
+    def _unreachable(self, plan: Plan, goal: _Goal, best: float) -> LvtpError:
         first = plan.sites[0].block
         why = f"all before block {first} and after the encoder runs on the full grid"
         if least := _least(plan):
@@ -133,11 +136,16 @@ class SolveCounts:
         if nearest := plan.nearest_miss:
             why += f"; {len(plan.misses)} attentions are not used, the nearest miss at {nearest.where}: " \
                    f"{nearest.reason}"
+        if plan.clock is not None and goal.name == "latency_cut":
+            why += f"; scoring, clustering, gathers and restores take {plan.clock.inserted_ms:.2f} ms of the " \
+                   f"{goal.total:.2f} ms that the dense model takes"
         return LvtpError(
             goal.code, where=f"Config.{goal.name}",
-            expected=f"at most {max(best, 0):.3f} for this model and these sites",
+            expected=f"at most {best:.3f} for this model and these sites" if best > 0 else
+            "a model of which dropping tokens saves more than choosing them costs",
             got=f"{goal.share}", why=why,
-            hint=f"a smaller {goal.name}{_earlier_sites(plan)}",
+            hint=(f"a smaller {goal.name}" if best > 0 else "a larger image or batch; or leave this model dense")
+            + _earlier_sites(plan),
         )
 
 

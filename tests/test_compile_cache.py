@@ -56,9 +56,9 @@ def test_an_op_that_has_changed_is_compiled_anew(package: Path, tmp_path: Path) 
     assert run(package, tmp_path / "cache") == (1, total)  # nothing has changed: taken from the cache
     source = package / "lvtp_fx/ops/space.py"
     text = source.read_text()
-    old = "grid = old + torch.gather(now"
+    old = "(old + torch.gather(now"
     assert text.count(old) == 1
-    source.write_text(text.replace(old, "grid = old - torch.gather(now"))
+    source.write_text(text.replace(old, "(old - torch.gather(now"))
     hits, other = run(package, tmp_path / "cache")
     assert hits == 0
     assert other != total

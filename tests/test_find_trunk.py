@@ -444,7 +444,7 @@ def test_the_op_without_a_rule_that_loses_the_tokens_is_named() -> None:
 
 
 class TwoStreams(nn.Module):
-    """A product of two streams is neither."""
+    """A product of two streams is neither; of the stream and what is there before any attention, it is a scale."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -455,8 +455,8 @@ class TwoStreams(nn.Module):
 
 
 def test_a_product_of_two_states_is_another_stream() -> None:
-    trunk = trunk_of(analyse(randomise(TinyViT([TwoStreams(Attention(fused)) for _ in range(2)]), seed=0)))
-    assert len(trunk.blocks) == 1
+    plan = analyse(randomise(TinyViT([TwoStreams(Attention(fused)) for _ in range(3)]), seed=0))
+    assert paths(trunk_of(plan)) == ["blocks.0.attention", "blocks.1.attention"]
 
 
 class Windows(PreNorm):

@@ -12,7 +12,7 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.models.random_weights import randomise
-from tests.tiny import Attention, C, N, PreNorm, TinyViT, analyse, captured, fused, picture
+from tests.tiny import Attention, C, H, N, PreNorm, TinyViT, analyse, captured, fused, picture
 
 Tensor = torch.Tensor
 WHOLE = {"keep_ratio": 0.6, "sites": (0, 1)}
@@ -141,3 +141,76 @@ def test_what_is_restored_has_the_type_that_it_has_now(options: dict[str, Any]) 
     fast = lvtp_fx.transform(dense, **WHOLE, **options)
     assert fast(picture()).dtype == torch.float32
     assert lvtp_fx.verify(dense, fast, (picture(),)).max_error < 2e-5
+
+
+class Skips(TinyViT):
+    """Between blocks, the stream meets what is there from the start: the embedding, or features of the image."""
+
+    def __init__(self, how: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__([PreNorm(Attention(fused)) for _ in range(4)])
+        self.how, self.stem = how, nn.Conv2d(3, C, 4, 4)
+
+    def features(self, image: Tensor) -> Tensor:
+        x = start = self.embed(image)
+        beside = self.stem(image).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = self.how(block, x, start, beside)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class FirstValues(TinyViT):
+    """Every block mixes the values of the first one into its own (ResFormer's value residual)."""
+
+    def __init__(self) -> None:
+        super().__init__([PreNorm(Attention(fused)) for _ in range(4)])
+
+    def features(self, image: Tensor) -> Tensor:
+        x, first = self.embed(image), None
+        for block in self.blocks:
+            assert isinstance(block, PreNorm)
+            assert isinstance(block.attention, Attention)
+            q, k, v = block.attention.qkv(block.norm1(x)).reshape(x.shape[0], -1, 3, H, C // H).permute(2, 0, 3, 1, 4)
+            first = v if first is None else first
+            mixed = fused(block.attention, q, k, 0.6 * v + 0.4 * first)
+            x = x + block.attention.proj(mixed.transpose(1, 2).reshape(x.shape))
+            x = x + block.mlp(block.norm2(x))
+        out: Tensor = self.norm(x)
+        return out
+
+
+SKIPS: dict[str, Callable[[], nn.Module]] = {
+    "embedding behind a block": lambda: Skips(lambda block, x, start, beside: block(x) + 0.3 * start),
+    "embedding in front of a block": lambda: Skips(lambda block, x, start, beside: block(x + 0.1 * start)),
+    "between embedding and block": lambda: Skips(lambda block, x, start, beside: torch.lerp(start, block(x), 0.7)),
+    "features behind a block": lambda: Skips(lambda block, x, start, beside: block(x) + 0.1 * beside),
+    "features in front of a block": lambda: Skips(lambda block, x, start, beside: block(x + beside)),
+    "features as a scale": lambda: Skips(lambda block, x, start, beside: block(x) * beside.sigmoid()),
+    "values of the first block": FirstValues,
+}
+
+
+@pytest.mark.parametrize("name", SKIPS)
+@pytest.mark.parametrize("options", [{}, {"restore": "frozen"}, {"reduce": "select"}], ids=str)
+def test_what_is_there_from_the_start_is_gathered_wherever_it_is_read(name: str, options: dict[str, Any]) -> None:
+    dense = captured(randomise(SKIPS[name](), seed=0).double(), picture().double())
+    fast = lvtp_fx.transform(dense, sites=(0, 1), keep_ratio=0.6, **options)
+    assert [block.tokens for block in fast.report.blocks] == [64, 38, 22, 22]
+    assert lvtp_fx.verify(dense, fast, (picture().double(),)).max_error < 1e-12
+
+
+class AttentionAlone(PreNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.norm1(x))
+
+
+def test_where_no_state_can_be_reduced_the_refusal_says_so() -> None:
+    with pytest.raises(lvtp_fx.LvtpError) as caught:
+        lvtp_fx.transform(randomise(TinyViT([AttentionAlone(Attention(fused))]), seed=0).eval(), picture())
+    assert str(caught.value) == (
+        "LVTP202 flops-cut-unreachable at blocks.0.attention\n"
+        "  expected: an encoder that works on the tokens after its first attention\n"
+        "  got: 1 attention blocks, and behind them no state of the residual stream, but its last, that all later ones "
+        "are made from\n"
+        "  why: tokens are dropped at such a state, behind an attention\n"
+        "  try: a deeper encoder, or one without skips around its blocks")
