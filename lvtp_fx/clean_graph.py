@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import fx
 
+from lvtp_fx.batch_axis import fixed_size
 from lvtp_fx.flat_rows import flatten_rows
 from lvtp_fx.fold_masks import fold_masks
 from lvtp_fx.join_writes import join_writes
@@ -47,11 +48,13 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
             node.target = aten.softmax.int
         elif target is aten.type_as.default:  # of the other tensor nothing is read but its type
             node.target, node.args = aten.to.dtype, (node.args[0], node.meta["val"].dtype)
-        elif target is aten.as_strided.default and node.args[0].meta["val"].is_contiguous():
+        elif target is aten.as_strided.default and (order := _order_in_memory(node.args[0].meta["val"])):
             with graph.inserting_before(node):
-                laid_out = graph.call_function(aten.clone.default, (node.args[0],),
+                turned = graph.call_function(aten.permute.default, (node.args[0], order))
+                laid_out = graph.call_function(aten.clone.default, (turned,),
                                                {"memory_format": torch.contiguous_format})
-            laid_out.meta = dict(node.args[0].meta)
+            for made in (turned, laid_out):
+                made.meta = {**node.args[0].meta, "val": node.args[0].meta["val"].permute(order)}
             node.update_arg(0, laid_out)
         if node.op == "call_module" or "_assert_" in name or "sym_constrain_range" in name:
             graph.erase_node(node)
@@ -65,6 +68,14 @@ def clean(module: fx.GraphModule, batch: int) -> fx.GraphModule:
     graph.eliminate_dead_code()
     # A fresh module leaves export's hooks behind; parameters stay the same objects.
     return fx.GraphModule(module, graph)
+
+
+def _order_in_memory(value: torch.Tensor) -> list[int]:
+    """The axes from the outermost in memory to the innermost; none where the value has gaps in memory, or overlaps."""
+    order, strides = list(range(value.ndim)), value.stride()
+    if not value.is_contiguous() and None not in map(fixed_size, strides):
+        order.sort(key=lambda axis: -strides[axis])
+    return order if value.permute(order).is_contiguous() else []
 
 
 def drop_views(graph: fx.Graph) -> None:

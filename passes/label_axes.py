@@ -92,10 +92,10 @@ def rule_of(target: object) -> Rule | None:
 
 
 def _placeholder(node: fx.Node, value: torch.Tensor, reader: Reader) -> Label:
-    """A float input of four axes is a picture: channels first where a convolution reads it, or where they are not more
-    than the columns; channels last else."""
+    """A float input of four axes is a picture, unless it is added to scores: channels first where a convolution reads
+    it, or where they are not more than the columns; channels last else."""
     label: Label = reader.unknown(value)
-    if value.ndim == 4 and value.is_floating_point():
+    if value.ndim == 4 and value.is_floating_point() and not _is_mask(node):
         convolved = any(user.target in CONVOLUTIONS for user in node.users)
         rows, columns = (2, 3) if convolved or value.shape[1] <= value.shape[3] else (1, 2)
         axes = list(label)
@@ -103,6 +103,20 @@ def _placeholder(node: fx.Node, value: torch.Tensor, reader: Reader) -> Label:
             axes[axis] = (Factor(kind, reader.sizes(value)[axis]),)
         return tuple(axes)
     return label
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Whether an attention has a value, entry by entry, as its mask."""
+    seen, stack = set[fx.Node](), [node]
+    while stack:
+        value = stack.pop()
+        for user in value.users:
+            if user.target is aten.scaled_dot_product_attention.default and value not in user.args[:3]:
+                return True
+            if user not in seen and (pointwise.is_pointwise(user.target) or user.target is aten.expand.default):
+                seen.add(user)
+                stack.append(user)
+    return False
 
 
 def _unknown(node: fx.Node, reader: Reader) -> Flow:

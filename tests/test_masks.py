@@ -9,7 +9,7 @@ from torch import nn
 
 import lvtp_fx
 from lvtp_fx.capture import Capture
-from tests.tiny import Attention, PreNorm, TinyViT, captured, picture
+from tests.tiny import Attention, PreNorm, TinyViT, captured, fused, picture
 
 B_FORMS = ("4d", "merged", "heads first", "grouped")  # the same attention, written four ways
 
@@ -107,3 +107,28 @@ class MaskOfTokens(nn.Module):
 
 def test_a_mask_of_the_tokens_is_no_padding() -> None:
     assert lvtp_fx.explain(MaskOfTokens(), (picture(),), keep_ratio=0.5).notes == ()
+
+
+class Given(TinyViT):
+    """The mask comes with the images."""
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        x = self.embed(image)
+        for block in self.blocks:
+            y = block.norm1(x)
+            q, k, v = block.attention.qkv(y).reshape(*y.shape[:2], 3, 2, 16).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=0.5 * mask)
+            x = x + block.attention.proj(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+        out: torch.Tensor = self.head(self.norm(x)).transpose(1, 2)
+        return out
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 64, 64), (2, 1, 1, 64), (2, 2, 64, 64), (1, 1, 64, 64)])
+def test_scores_to_add_that_come_in_are_no_picture(shape: tuple[int, ...]) -> None:
+    """Though they are floats of four axes."""
+    mask = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model = captured(Given([PreNorm(Attention(fused)) for _ in range(3)]), picture(), mask)
+    fast = lvtp_fx.transform(model, sites=(0, 1), keep_ratio=0.5)
+    assert fast.report.kept == (32, 16)
+    assert lvtp_fx.verify(model, fast, (picture(), mask)).max_error < 2e-6

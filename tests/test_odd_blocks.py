@@ -63,6 +63,25 @@ def test_the_oracle_agrees(extra: Callable[[Odd, Tensor], Tensor]) -> None:
     assert lvtp_fx.verify(dense, fast, (image,)).max_error < 1e-12
 
 
+class ReadAcross(PreNorm):
+    """The stream lies in memory as the patch embedding made it, channels first, and is read so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.stride(1) == 1
+        planes = x.as_strided((x.shape[0], C, N), (C * N, N, 1))
+        out: Tensor = super().forward(x + 0.1 * planes.flip(1).mT)
+        return out
+
+
+def test_what_is_read_as_it_lies_in_memory_is_laid_out_so() -> None:
+    model = randomise(TinyViT([ReadAcross(Attention(fused)) for _ in range(3)]), seed=0).double()
+    image = picture().double()
+    dense = captured(model, image)
+    assert torch.equal(dense.module(image), model(image))
+    fast = lvtp_fx.transform(dense, **WHOLE)
+    assert lvtp_fx.verify(dense, fast, (image,)).max_error < 1e-12
+
+
 class Prompted(TinyViT):
     """Tokens that the caller gives are added behind each block."""
 
