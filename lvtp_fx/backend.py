@@ -48,6 +48,7 @@ def lvtp_fx(
         LvtpError: LVTP201 for an option or a mode that is none, or out of range. Dynamo reports it as the cause of its
             own BackendCompilerFailed.
     """
+    logger = logging.getLogger(__name__)
     choice = _choose(dict(options or {}), mode)
     dynamo = DynamoGraph(graph, example_inputs)
     try:
@@ -57,12 +58,16 @@ def lvtp_fx(
             captured = capture(dynamo.module(), examples, {})
             refuse_side_effects(captured.module)
             fast = transform(captured, config=choice.config)
-    except LvtpError as refusal:
-        text = f"lvtp_fx compiles a graph as it is, nothing is pruned:\n{refusal}{_broken_off(graph)}"
+    except Exception as error:  # nor is a defect of this package a reason to stop the user's program
+        reason = str(error) if isinstance(error, LvtpError) else (
+            f"{type(error).__name__}: {error}\n  this is a defect of lvtp_fx: report it with the traceback, which the "
+            "logger lvtp_fx.backend shows at level DEBUG")
+        logger.debug("not pruned", exc_info=error)
+        text = f"lvtp_fx compiles a graph as it is, nothing is pruned:\n{reason}{_broken_off(graph)}"
         warnings.warn(text, NotPruned, stacklevel=2)
     else:
         dynamo.replace_by(fast, captured)
-        logging.getLogger(__name__).info("pruned\n%s", getattr(fast, "report", ""))
+        logger.info("pruned\n%s", getattr(fast, "report", ""))
     compiled: Compiled = choice.compiler(graph, list(example_inputs), **choice.arguments)
     return compiled
 

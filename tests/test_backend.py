@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 import lvtp_fx
+from lvtp_fx.backend import NotPruned
 from lvtp_fx.models.random_weights import randomise
 from tests.backend_helpers import Inner, compiled, dialect, refusals, relative, selections, transformed
 from tests.conftest import needs_compiler
@@ -442,3 +443,18 @@ def test_tensors_without_data_and_modules_in_training_mode_are_left_as_they_are(
         assert len(messages) == 1
         assert code in messages[0]
         assert inner.graphs[-1] is graph
+
+
+def test_a_defect_of_the_pass_does_not_stop_the_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("mixed")
+
+    monkeypatch.setattr("lvtp_fx.backend.transform", broken)
+    model, x = vit(fused), picture()
+    with pytest.warns(NotPruned, match=r"nothing is pruned:\nKeyError: 'mixed'\n  this is a defect of lvtp_fx"), \
+            caplog.at_level("DEBUG", "lvtp_fx.backend"), torch.no_grad():
+        got = torch.compile(model, backend="lvtp_fx", options={"keep_ratio": 0.5, "inner": "eager"})(x)
+    assert torch.equal(got, model(x))
+    assert "in broken" in caplog.text
