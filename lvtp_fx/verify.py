@@ -56,7 +56,8 @@ def verify(
 
     Raises:
         LvtpError: LVTP301 with the first place where they differ, or where the model draws random numbers; LVTP302
-            where `module` is not from `model`; LVTP105 for inputs on which the dense model gives NaN.
+            where `module` is not from `model`, or has other weights by now; LVTP105 for inputs on which the dense model
+            gives NaN.
     """
     graph_module, record = original(module)
     args, kwargs = examples.resolve(graph_module, example_inputs)
@@ -77,6 +78,7 @@ def verify(
                 got="another graph", why="the oracle runs the original graph",
                 hint="pass the same model and image size",
             )
+        _refuse_other_weights(captured, graph_module)
         shown = None
         if record.hides:
             looking = Shown(captured, record.hides)
@@ -142,6 +144,19 @@ def _refuse_random(graph: fx.Graph) -> None:
             why="no two runs give the same, so there is nothing to compare",
             hint="F.dropout(x, p, self.training) in the model, then transform and verify again",
         )
+
+
+def _refuse_other_weights(captured: fx.GraphModule, module: fx.GraphModule) -> None:
+    """They are shared, unless one of the two was copied, or another model is given."""
+    own = dict(module.named_parameters())
+    for name, want in captured.named_parameters():
+        got = own.get(name, want)
+        if got is not want and got.dtype == want.dtype and got.device == want.device and not torch.equal(got, want):
+            raise LvtpError(
+                Code.NOT_TRANSFORMED, where=name, expected="a module with the weights of the model", got="other ones",
+                why="the two would differ wherever they are used",
+                hint="pass the model that was transformed; or load one state dict into both",
+            )
 
 
 def _refuse_nan(expected: Any) -> None:

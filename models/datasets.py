@@ -80,8 +80,8 @@ def open_dataset(name: str, split: str | None = None) -> Labelled:
     try:
         data = read(name, where, split or default)
     except (DatasetMissingError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise _bad(name, layout, "images and labels are paired by their names", "the folder that holds these",
-                   f"{error}") from error
+        raise _bad(name, layout, "images and labels are paired by their names",
+                   "scenes:64" if kind == "scenes" else "the folder that holds these", f"{error}") from error
     if not len(data):
         raise _bad(name, layout, "there is nothing to score", f"another split than {split or default!r}", "no image")
     return data
@@ -145,8 +145,8 @@ def _ade20k(name: str, folder: str, split: str) -> Labelled:
 
 def _scenes(name: str, count: str, split: str) -> Labelled:
     """Drawn scenes that the bundled segmenter was not trained on, at its size; the split says nothing."""
-    if not count.isdecimal():
-        raise ValueError(f"{count!r} is no number")
+    if not count.isdecimal() or not int(count):
+        raise ValueError(f"{count!r} is no number of them")
 
     def item(i: int) -> Item:
         images, labels = make_batch([HELD_OUT + i], 192)

@@ -159,7 +159,7 @@ def test_scenes_are_drawn() -> None:
 
 @pytest.mark.parametrize(("name", "message"), [
     ("camvid", "KIND:FOLDER"), ("coco:x", "KIND one of camvid, voc, cityscapes, ade20k, scenes"),
-    ("scenes:many", "'many' is no number"), ("scenes:0", "no image"),
+    ("scenes:many", "'many' is no number of them"), ("scenes:0", "'0' is no number of them"),
     ("camvid:nowhere", "nowhere is missing"), ("voc:nowhere", "VOCdevkit/VOC2012"),
     ("cityscapes:nowhere", "leftImg8bit"), ("ade20k:nowhere", "images/SPLIT"),
 ])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import random
@@ -410,8 +411,14 @@ def test_lvtp203(it: Case) -> None:
     )
 
 
-def test_lvtp301_for_other_weights(it: Case) -> None:
-    text = refusal(lambda: lvtp_fx.verify(ZOO[NAME].build("linear", seed=5), it.fast, (it.x,)))
+def test_lvtp301_for_another_computation(it: Case) -> None:
+    fast = copy.deepcopy(it.fast)
+    first = next(iter(fast.graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default)))
+    with fast.graph.inserting_after(first):
+        doubled = fast.graph.call_function(torch.ops.aten.mul.Tensor, (first, 2.0))
+    first.replace_all_uses_with(doubled, lambda user: user is not doubled)
+    fast.recompile()
+    text = refusal(lambda: lvtp_fx.verify(it.model, fast, (it.x,)))
     assert text.startswith("LVTP301 verify-mismatch at encoder.model.patch_embed (node transpose)\n"
                            "  expected: a relative error of at most 2e-05\n")
     assert "report it with lvtp_fx.explain(model, example_inputs)" in text
@@ -473,6 +480,19 @@ def test_lvtp302(it: Case) -> None:
     other = ZOO["explicit_vit"]
     text = refusal(lambda: lvtp_fx.verify(other.build("linear"), it.fast, (other.image(),)))
     assert "expected: the model that was transformed\n  got: another graph" in text
+
+
+def test_lvtp302_for_other_weights(it: Case) -> None:
+    fast = copy.deepcopy(it.fast)
+    lvtp_fx.verify(it.model, fast, it.x)  # a copy has weights of its own, which are the same
+    with torch.no_grad():
+        fast.get_parameter("encoder.model.blocks.1.mlp.fc1.weight").mul_(2)
+    assert refusal(lambda: lvtp_fx.verify(it.model, fast, it.x)) == (
+        "LVTP302 not-a-transformed-module at encoder.model.blocks.1.mlp.fc1.weight\n"
+        "  expected: a module with the weights of the model\n  got: other ones\n"
+        "  why: the two would differ wherever they are used\n"
+        "  try: pass the model that was transformed; or load one state dict into both"
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 128, 128), (2, 3, 128, 64), (3, 128, 128)])
