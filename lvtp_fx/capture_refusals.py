@@ -121,7 +121,8 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
 @contextmanager
 def quiet_failure() -> Iterator[None]:
     """Where export fails it prints the graph so far and a remark, once an attempt: the refusal says what matters."""
-    printed, logger = io.StringIO(), logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)  # with a buffer, as stderr has
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
     def other(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Unable to find user code")
@@ -132,7 +133,8 @@ def quiet_failure() -> Iterator[None]:
             yield
     finally:
         logger.removeFilter(other)
-    sys.stderr.write(printed.getvalue())
+    printed.seek(0)
+    sys.stderr.write(printed.read())
 
 
 def _met_unknown_class(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from torch import fx
 
 from lvtp_fx.cost import node_flops
 from lvtp_fx.passes.axes.label import Factor, Kind, grids
+from lvtp_fx.passes.find_trunk import reads_other_tokens
 from lvtp_fx.plan import Plan
 
 
@@ -34,7 +35,7 @@ class AssignSpaces:
         assert plan.trunk is not None
         spaces: dict[fx.Node, int] = {}
         born, reducible = births(plan), plan.reducible
-        others = {match.node for match in plan.attentions if _reads_other_tokens(plan, match.node, reducible)}
+        others = {match.node for match in plan.attentions if reads_other_tokens(plan, match.node, reducible)}
         for node in plan.graph_module.graph.nodes:
             spaces[node] = 0
             flow = plan.flows[node]
@@ -75,15 +76,6 @@ def _on_one_grid(plan: Plan, grid: tuple[int, int]) -> Plan:
     flows = {node: replace(flow, out=known(flow.out), uses={n: known(label) for n, label in flow.uses.items()})
              for node, flow in plan.flows.items()}
     return replace(plan, labels={node: known(label) for node, label in plan.labels.items()}, flows=flows)
-
-
-def _reads_other_tokens(plan: Plan, attention: fx.Node, reducible: frozenset[fx.Node]) -> bool:
-    """Whether keys or values are of tokens that are not the trunk's, though on a grid of the same size (of a second
-    image, say): all of them are there to be attended to, whatever lives on of the trunk's."""
-    assert plan.trunk is not None
-    uses = plan.flows[attention].uses
-    return any(isinstance(n, fx.Node) and n not in reducible and n in uses
-               and plan.trunk.grid in grids(uses[n]) for n in attention.args[1:3])
 
 
 def sites_by_state(plan: Plan) -> dict[fx.Node, int]:

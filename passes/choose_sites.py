@@ -33,10 +33,11 @@ class ChooseSites:
         assert plan.trunk is not None
         trunk = plan.trunk
         count = trunk.grid[0] * trunk.grid[1]
-        indices = _indices(plan.config.sites, trunk)
+        others = len(plan.misses) + sum(len(stream.attentions) for stream in trunk.later)
+        indices = _indices(plan.config.sites, trunk, others)
         _check_order(plan.config, len(trunk.blocks))
         if not indices:
-            raise _nothing_to_save(trunk, len(plan.misses))
+            raise _nothing_to_save(trunk, others)
         return replace(plan, sites=tuple(Site(i, count, count) for i in indices))
 
 
@@ -60,16 +61,17 @@ def places(trunk: Trunk) -> tuple[int, ...]:
     return tuple(distinct)
 
 
-def _indices(given: Sequence[int] | str, trunk: Trunk) -> tuple[int, ...]:
+def _indices(given: Sequence[int] | str, trunk: Trunk, others: int) -> tuple[int, ...]:
     if isinstance(given, str):
         return automatic(trunk) if given == "auto" else places(trunk)
-    return _given(given, trunk)
+    return _given(given, trunk, others)
 
 
-def _given(sites: Sequence[int], trunk: Trunk) -> tuple[int, ...]:
+def _given(sites: Sequence[int], trunk: Trunk, others: int) -> tuple[int, ...]:
     depth = len(trunk.blocks)
     if not all(-depth <= s < depth for s in sites):
-        raise _refusal(sites, f"block indices in [{-depth}, {depth})", f"the encoder has {depth} blocks")
+        raise _refusal(sites, f"block indices in [{-depth}, {depth})", f"the encoder has {_count(depth)}"
+                       + (f"; {others} more are no part of it" if others else ""))
     indices = sorted({s % depth for s in sites})
     seen: dict[fx.Node, int] = {}
     for index in indices:
@@ -93,12 +95,16 @@ def _nothing_to_save(trunk: Trunk, others: int) -> LvtpError:
     return LvtpError(
         Code.CUT_UNREACHABLE, where=trunk.blocks[0].attention.path or "the top level",
         expected="an encoder that works on the tokens after its first attention",
-        got=f"{len(trunk.blocks)} attention blocks, and behind them no state of the residual stream, but its last, "
-        "that all later ones are made from" + (f"; {others} more are no part of it" if others else ""),
+        got=f"{_count(len(trunk.blocks))} with attention, and behind them no state of the residual stream, but its "
+        "last, that all later ones are made from" + (f"; {others} more are no part of it" if others else ""),
         why="tokens are dropped at such a state, behind an attention",
         hint="lvtp_fx.explain(model, example_inputs) says why others are not used" if others else
-        "a deeper encoder, or one without skips around its blocks",
+        "a deeper encoder, or one without skips from one block to a later one",
     )
+
+
+def _count(blocks: int) -> str:
+    return f"{blocks} block{'s' * (blocks != 1)}"
 
 
 def _refusal(sites: Sequence[int], expected: str, why: str) -> LvtpError:

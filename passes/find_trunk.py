@@ -11,7 +11,7 @@ from torch import fx
 
 from lvtp_fx import provenance
 from lvtp_fx.errors import Code, LvtpError
-from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_axes, token_factor
+from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_factor
 from lvtp_fx.passes.find_image import find_image
 from lvtp_fx.passes.label_axes import rule_of
 from lvtp_fx.passes.residual_streams import behind, chains, grid_of, later_streams, other_streams, value_graph
@@ -47,16 +47,21 @@ class FindTrunk:
                 best = (len(own), states, own)
         _, states, own = best
         others = other_streams(flow, streams, states, candidates)
-        own = [a for a in own if a.node not in others]
+        root, members = _extent(plan, flow, states) if own else (None, frozenset())
+        foreign = [a for a in own if reads_other_tokens(plan, a.node, members)]
+        own = [a for a in own if a.node not in others and a not in foreign]
         later = later_streams(plan, flow, streams, states, candidates) if own else ()
         used = {a.node for a in own}.union(a.node for stream in later for a in stream.attentions)
         reason = "it is not part of the residual stream with the most attention blocks" if own else \
             "no residual stream [batch, tokens, channels] leads through it (tokens that a convolution or windows mix " \
             "in each block, a batch that the model makes of views or frames, or a block without a skip connection)"
-        misses += [_miss(a, reason, 4) for a in candidates if a.node not in used]
+        misses += [_miss(a, "its keys are not of the tokens that its stream is of (a second image)" if a in foreign else
+                         reason, 4) for a in candidates if a.node not in used]
         if not own:
             return replace(plan, misses=(*plan.misses, *misses))
-        trunk = replace(_trunk(plan, flow, states, own, others), later=later)
+        assert root is not None
+        blocks, grid = _blocks(plan, flow, states, own, (root, members)), grid_of(plan, states[-1])
+        trunk = Trunk(root, find_image(plan, flow, root, grid), grid, blocks, tuple(states), members - others, later)
         return replace(plan, trunk=trunk, misses=(*plan.misses, *misses))
 
 
@@ -109,29 +114,40 @@ def _between(flow: nx.DiGraph, node: fx.Node, states: list[fx.Node]) -> bool:
     return bool(nx.has_path(flow, states[0], node) and nx.has_path(flow, node, states[-1]))
 
 
-def _trunk(
-    plan: Plan, flow: nx.DiGraph, states: list[fx.Node], own: list[AttentionMatch], others: set[fx.Node]
-) -> Trunk:
-    end = states[-1]
-    factor = token_factor(plan.labels[end][token_axes(plan.labels[end])[0]])
-    assert factor is not None
-    before_end = nx.ancestors(flow, end) | {end}
+def reads_other_tokens(plan: Plan, attention: fx.Node, members: frozenset[fx.Node]) -> bool:
+    """Whether keys or values are tokens but not of these members, though on a grid of the same size (of a second image,
+    say): all of them are there to be attended to, whatever lives on of the members'."""
+    uses = plan.flows[attention].uses
+    return any(isinstance(n, fx.Node) and n not in members and grids(uses.get(n, ())) for n in attention.args[1:3])
+
+
+def _extent(plan: Plan, flow: nx.DiGraph, states: list[fx.Node]) -> tuple[fx.Node, frozenset[fx.Node]]:
+    """Where the tokens of a stream are born, and all nodes from there to its last state."""
+    order, grid = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}, grid_of(plan, states[-1])
+    # Token by token: what else is on such a grid (a second image that is attended to) has no part in the stream.
+    tokens = flow.subgraph([n for n in flow if grid in grids(plan.labels.get(n, ()))])
+    root = min(nx.ancestors(tokens, states[0]) | {states[0]}, key=order.__getitem__)
+    return root, frozenset(nx.ancestors(flow, states[-1]) | {states[-1]}) & (nx.descendants(flow, root) | {root})
+
+
+def _blocks(
+    plan: Plan, flow: nx.DiGraph, states: list[fx.Node], own: list[AttentionMatch],
+    extent: tuple[fx.Node, frozenset[fx.Node]],
+) -> tuple[Block, ...]:
+    """Each attention with the first cut point behind it."""
+    (root, members), end = extent, states[-1]
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
-    root = next(n for n in plan.graph_module.graph.nodes
-                if n in before_end and factor.grid in grids(plan.labels.get(n, ()))
-                and nx.has_path(flow, n, own[0].node))
-    members = before_end & (nx.descendants(flow, root) | {root})
     cuts = _dominators(flow.subgraph(members), root, end)
     loose = _dominators(flow.subgraph(members & behind(flow, own)), root, end)
     blocks = []
     for match in own:
         after = nx.descendants(flow, match.node)
-        first, strict = (next(s for s in states if s in found and s in after) for found in (loose, cuts))
+        strict = next(s for s in states if s in cuts and s in after)
+        first = next(s for s in states if s in loose and s in after)
         # What no attention has changed may be read behind a block, but not in it: its MLP may run side by side.
         late = any(order[first] < order[other.node] < order[strict] for other in own)
         blocks.append(Block(match, first if late else strict))
-    return Trunk(root, find_image(plan, flow, root, factor.grid), factor.grid, tuple(blocks), tuple(states),
-                 frozenset(members - others))
+    return tuple(blocks)
 
 
 def _dominators(flow: nx.DiGraph, root: fx.Node, end: fx.Node) -> set[fx.Node]:

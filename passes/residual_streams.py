@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from operator import getitem
 from typing import Any
 
@@ -18,6 +18,7 @@ from lvtp_fx.plan import AttentionMatch, LaterStream, Plan
 
 aten = torch.ops.aten
 ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.addcmul.default, aten.lerp.Scalar, aten.lerp.Tensor)
+_GATES = {aten.addcmul.default: 1, aten.lerp.Tensor: 2}  # the arguments from there on may scale the others
 # What a residual stream may pass through, pointwise ops (a scale, a clamp) besides, and still be the same stream.
 _UNCHANGED = (aten.cat.default, aten.slice.Tensor, aten.clone.default, aten.to.dtype, aten._to_copy.default,
               aten.dropout.default, aten.contiguous.default, aten.alias.default, aten.split_with_sizes.default, getitem,
@@ -99,6 +100,14 @@ def _seen_through(plan: Plan, node: fx.Node, changed: set[fx.Node]) -> fx.Node |
     return operands[0] if len(operands) == 1 and grid_of(plan, operands[0]) == grid_of(plan, node) else None
 
 
+def _is_sum(plan: Plan, node: fx.Node, sums: Container[fx.Node], changed: set[fx.Node]) -> bool:
+    """Whether a state is one of these sums, or one of them seen through a norm, a scale or the like."""
+    state: fx.Node | None = node
+    while state is not None and state not in sums:
+        state = _seen_through(plan, state, changed)
+    return state is not None
+
+
 def _residual_adds(plan: Plan, flow: nx.DiGraph, changed: set[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(stream, sum) pairs: an add of the stream and of something computed from it, or from what it was before the adds
     that led to it (`x + f(x) + g(x)`, where branches run side by side) or before a scale (`2 * x + f(x)`)."""
@@ -109,13 +118,15 @@ def _residual_adds(plan: Plan, flow: nx.DiGraph, changed: set[fx.Node]) -> Itera
             continue
         uses = plan.flows[node].uses  # what windows put together again is a state as it is read here
         terms = sorted({n for n in tensors(node) if is_state(plan, n, uses.get(n))}, key=order.__getitem__)
+        gates = node.args[_GATES.get(node.target, len(node.args)) :]  # may be of what no attention has changed
+        terms = [n for n in terms if n in changed or n is node.args[0] or n not in gates]
         if len(terms) != 2:
             continue
         for stream, term in (terms, terms[::-1]):
             if not is_state(plan, stream) or (node.target is aten.sub.Tensor and stream is not node.args[0]):
                 continue
-            if stream not in changed and term in before:  # the term is the stream, and this a skip from in front of it
-                continue
+            if stream not in changed and _is_sum(plan, term, before, changed):
+                continue  # the term is the stream, and this a skip from in front of it
             source: fx.Node | None = stream
             while source is not None and source not in between(flow, source, term, order):
                 source = before.get(source) or _seen_through(plan, source, changed)

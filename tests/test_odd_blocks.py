@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import lvtp_fx
+from lvtp_fx.config import Config
 from lvtp_fx.models.random_weights import randomise
+from lvtp_fx.passes import pipeline
 from tests.tiny import Attention, C, H, N, PreNorm, TinyViT, analyse, captured, fused, picture
 
 Tensor = torch.Tensor
@@ -205,6 +207,11 @@ SKIPS: dict[str, Callable[[], nn.Module]] = {
     "features behind a block": lambda: Skips(lambda block, x, start, beside: block(x) + 0.1 * beside),
     "features in front of a block": lambda: Skips(lambda block, x, start, beside: block(x + beside)),
     "features as a scale": lambda: Skips(lambda block, x, start, beside: block(x) * beside.sigmoid()),
+    "features behind a norm": lambda: Skips(lambda block, x, start, beside: F.layer_norm(block(x), (C,)) + beside),
+    "features behind a scale": lambda: Skips(lambda block, x, start, beside: 0.5 * block(x) + 0.5 * beside),
+    "features in another order of axes": lambda: Skips(lambda block, x, start, beside: (block(x).mT + beside.mT).mT),
+    "features as a gate": lambda: Skips(
+        lambda block, x, start, beside: torch.addcmul(x, beside, block(x))),
     "values of the first block": FirstValues,
 }
 
@@ -229,7 +236,40 @@ def test_where_no_state_can_be_reduced_the_refusal_says_so() -> None:
     assert str(caught.value) == (
         "LVTP202 flops-cut-unreachable at blocks.0.attention\n"
         "  expected: an encoder that works on the tokens after its first attention\n"
-        "  got: 1 attention blocks, and behind them no state of the residual stream, but its last, that all later ones "
-        "are made from\n"
+        "  got: 1 block with attention, and behind them no state of the residual stream, but its last, that all "
+        "later ones are made from\n"
         "  why: tokens are dropped at such a state, behind an attention\n"
-        "  try: a deeper encoder, or one without skips around its blocks")
+        "  try: a deeper encoder, or one without skips from one block to a later one")
+
+
+class SecondImage(TinyViT):
+    """Each block attends over another image as well, whose tokens are made before the picture's."""
+
+    def __init__(self) -> None:
+        super().__init__([PreNorm(Attention(fused)) for _ in range(3)])
+        self.stem = nn.Conv2d(3, C, 4, 4)
+
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        beside = self.stem(other).flatten(2).transpose(1, 2)
+        x = self.embed(image) + beside.mean(1, keepdim=True)
+        for block in self.blocks:
+            x = block(x)
+            x = x + F.scaled_dot_product_attention(x[:, None], beside[:, None], beside[:, None])[:, 0]
+        out: Tensor = self.head(self.norm(x))
+        return out
+
+
+def test_a_second_image_that_is_made_first_keeps_its_tokens() -> None:
+    """Attention does not ask where its keys are: patches in another order change nothing, unless some are left out."""
+    image, other = picture().double(), picture(seed=1).double()
+    moved = other.unflatten(2, (8, 4)).flip(2).flatten(2, 3)
+    dense = captured(randomise(SecondImage(), seed=0).double(), image, other)
+    plan = pipeline.run(pipeline.analysis(), pipeline.start(dense, Config()))
+    assert plan.trunk is not None
+    assert plan.trunk.image is not None
+    assert plan.trunk.image.name == "image"
+    fast = lvtp_fx.transform(dense, **WHOLE)
+    assert fast.report.kept == (38, 22)
+    assert lvtp_fx.verify(dense, fast, (image, other)).max_error < 1e-12
+    assert (fast(image, moved) - fast(image, other)).abs().max() < 1e-12
+    assert (fast(image, other.flip(3)) - fast(image, other)).abs().max() > 1e-3  # and it is looked at

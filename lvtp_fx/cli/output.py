@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -56,20 +55,20 @@ def _progress(*columns: Any) -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty() or not speaks())
 
 
-class _Aside(io.TextIOBase):
-    """Stands for stdout, and writes to stderr."""
+class _Aside:
+    """Stands for stdout, and is stderr in all."""
 
     def __init__(self, stdout: TextIO) -> None:
         self.stdout = stdout
 
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 @contextmanager
 def json_alone(wanted: bool) -> Iterator[None]:
     """Where `wanted`, nothing but `print_json` writes to stdout: a user's model may print, too."""
-    with redirect_stdout(_Aside(sys.stdout)) if wanted else nullcontext():
+    with redirect_stdout(cast(TextIO, _Aside(sys.stdout))) if wanted else nullcontext():
         yield
 
 

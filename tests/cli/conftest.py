@@ -15,6 +15,7 @@ from lvtp_fx.cli.main import app
 from tests.cli.helpers import COLOURS, Call
 
 MODULE = """
+import sys
 import torch
 from lvtp_fx.models.checkpoint import Spec
 from lvtp_fx.models.random_weights import randomise
@@ -46,6 +47,7 @@ class Talking(torch.nn.Module):
 
     def forward(self, image):
         print("talks in forward")
+        sys.stdout.buffer.write(b"")
         return self.inner(image)
 
 def talking():

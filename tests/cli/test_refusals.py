@@ -68,8 +68,8 @@ def test_bug_keeps_its_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    ("broken", "ZeroDivisionError: division by zero (users_own.py:21 in broken: return 1 / 0)"),
-    ("leaving", "SystemExit: 7 (users_own.py:24 in leaving: raise SystemExit(7))"),
+    ("broken", "ZeroDivisionError: division by zero (users_own.py:22 in broken: return 1 / 0)"),
+    ("leaving", "SystemExit: 7 (users_own.py:25 in leaving: raise SystemExit(7))"),
 ])
 def test_where_the_users_own_function_fails_is_said(call: Call, name: str, text: str) -> None:
     result = call("explain", f"users_own:{name}", "--json", code=2)
