@@ -72,7 +72,10 @@ def _read(terminal: int) -> bytes:
 
 
 def test_installed_command_shows_bugs(folder: Path) -> None:
-    done = installed(folder, "explain", "users_own:broken")
+    (folder / "sabotage.py").write_text(
+        "import lvtp_fx.api\nfrom users_own import model\n"
+        "def makes_a_bug():\n    lvtp_fx.api.prepare = lambda *_: 1 / 0\n    return model()\n")
+    done = installed(folder, "explain", "sabotage:makes_a_bug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError: division by zero" in done.stderr
