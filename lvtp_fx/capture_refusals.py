@@ -106,6 +106,8 @@ def cannot_capture(model: nn.Module, error: Exception) -> LvtpError:
             "the branch out of forward, or pass the encoder alone"
     elif "PackedParams" in str(error):
         why, hint = "torch.export has no ops for packed quantised layers", "transform the float model, then quantise it"
+    elif any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        why, hint = "a part of it is TorchScript's, which torch.export does not take", "the module that was scripted"
     elif "FlexAttention" in str(error):
         why, hint = "torch.export traces it as in training, which it does not support here", WITHOUT_FLEX
     elif "register a pytree" in str(error) or _met_unknown_class(error):

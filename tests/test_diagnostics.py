@@ -380,6 +380,15 @@ def test_lvtp101_for_quantised_layers() -> None:
                          "  try: transform the float model, then quantise it")
 
 
+def test_lvtp101_for_a_part_that_torchscript_made() -> None:
+    model = vit(fused)
+    model.head = torch.jit.trace(model.head, torch.zeros(2, 64, 32))
+    text = refusal(lambda: lvtp_fx.transform(model, (picture(),)))
+    assert text.startswith("LVTP101 cannot-capture at TinyViT")
+    assert text.endswith("why: a part of it is TorchScript's, which torch.export does not take\n"
+                         "  try: the module that was scripted")
+
+
 def test_lvtp101_for_flex_attention() -> None:
     text = refusal(lambda: lvtp_fx.transform(vit(lambda _, q, k, v: flex_attention(q, k, v)), (picture(),)))
     assert text.startswith("LVTP101 cannot-capture at ")
