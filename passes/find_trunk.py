@@ -14,7 +14,14 @@ from lvtp_fx.errors import Code, LvtpError
 from lvtp_fx.passes.axes.label import Kind, grids, has_kind, token_factor
 from lvtp_fx.passes.find_image import find_image
 from lvtp_fx.passes.label_axes import rule_of
-from lvtp_fx.passes.residual_streams import behind, chains, grid_of, later_streams, other_streams, value_graph
+from lvtp_fx.passes.residual_streams import (
+    chains,
+    computed_from,
+    grid_of,
+    later_streams,
+    other_streams,
+    value_graph,
+)
 from lvtp_fx.plan import AttentionMatch, Block, Miss, Plan, Trunk
 
 
@@ -138,7 +145,7 @@ def _blocks(
     (root, members), end = extent, states[-1]
     order = {n: i for i, n in enumerate(plan.graph_module.graph.nodes)}
     cuts = _dominators(flow.subgraph(members), root, end)
-    loose = _dominators(flow.subgraph(members & behind(flow, own)), root, end)
+    loose = _dominators(flow.subgraph(members & computed_from(flow, own)), root, end)
     blocks = []
     for match in own:
         after = nx.descendants(flow, match.node)

@@ -59,7 +59,7 @@ def grid_of(plan: Plan, node: fx.Node) -> tuple[int, int]:
 def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     """Maximal residual streams, each as its states in graph order."""
     links = nx.Graph()
-    changed = behind(flow, plan.attentions)
+    changed = computed_from(flow, plan.attentions)
     base_of = {total: base for base, total in _residual_adds(plan, flow, changed)}
     links.add_edges_from(base_of.items())
     bases, summed = set(base_of.values()), set(links)
@@ -79,7 +79,7 @@ def chains(plan: Plan, flow: nx.DiGraph) -> list[list[fx.Node]]:
     return [sorted(component, key=order.__getitem__) for component in nx.connected_components(links)]
 
 
-def behind(flow: nx.DiGraph, attentions: Iterable[AttentionMatch]) -> set[fx.Node]:
+def computed_from(flow: nx.DiGraph, attentions: Iterable[AttentionMatch]) -> set[fx.Node]:
     """These attentions, and what is computed from them."""
     found, stack = set[fx.Node](), [attention.node for attention in attentions]
     while stack:

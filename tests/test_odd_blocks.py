@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lvtp_fx
-from lvtp_fx.config import Config
 from lvtp_fx.models.random_weights import randomise
-from lvtp_fx.passes import pipeline
 from tests.tiny import Attention, C, H, N, PreNorm, TinyViT, analyse, captured, fused, picture
 
 Tensor = torch.Tensor
@@ -263,11 +261,12 @@ def test_a_second_image_that_is_made_first_keeps_its_tokens() -> None:
     """Attention does not ask where its keys are: patches in another order change nothing, unless some are left out."""
     image, other = picture().double(), picture(seed=1).double()
     moved = other.unflatten(2, (8, 4)).flip(2).flatten(2, 3)
-    dense = captured(randomise(SecondImage(), seed=0).double(), image, other)
-    plan = pipeline.run(pipeline.analysis(), pipeline.start(dense, Config()))
-    assert plan.trunk is not None
-    assert plan.trunk.image is not None
-    assert plan.trunk.image.name == "image"
+    model = randomise(SecondImage(), seed=0).double()
+    trunk = analyse(model, image, other).trunk
+    assert trunk is not None
+    assert trunk.image is not None
+    assert trunk.image.name == "image"
+    dense = captured(model, image, other)
     fast = lvtp_fx.transform(dense, **WHOLE)
     assert fast.report.kept == (38, 22)
     assert lvtp_fx.verify(dense, fast, (image, other)).max_error < 1e-12
